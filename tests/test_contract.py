@@ -1,0 +1,48 @@
+"""Trio's own tests of the stream contract, over every transport, with every way of reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from trio_wsstream import StreamConfig, WsByteStream, _stream
+
+from .pairs import background, stream_pair
+
+Maker = Callable[[], Awaitable[tuple[WsByteStream, WsByteStream]]]
+
+CONFIG = StreamConfig(close_timeout=0.3)
+TIGHT = StreamConfig(close_timeout=0.3, receive_buffer_size=1)
+
+
+async def clogged_pair(nursery: trio.Nursery) -> tuple[WsByteStream, WsByteStream]:
+    """Over lockstep streams: each side's peer has read its one byte, and reads no more."""
+    client, server = await stream_pair(nursery, "lockstep", TIGHT)
+    for sender in (client, server):
+        await sender.send_all(b"x")
+    return client, server
+
+
+@pytest.mark.parametrize("grace_period", [_stream.GRACE_PERIOD, 0, math.inf])
+@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls"])
+async def test_check_half_closeable_stream(
+    transport: str, grace_period: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_stream, "GRACE_PERIOD", grace_period)
+    async with background() as nursery:
+
+        async def maker() -> tuple[WsByteStream, WsByteStream]:
+            return await stream_pair(nursery, transport, CONFIG)
+
+        async def clogged_maker() -> tuple[WsByteStream, WsByteStream]:
+            return await clogged_pair(nursery)
+
+        # Nobody else would read the byte that clogs the stream, were the grace period infinite.
+        is_cloggable = transport == "lockstep" and grace_period != math.inf
+        await trio.testing.check_half_closeable_stream(
+            maker, clogged_maker if is_cloggable else None
+        )

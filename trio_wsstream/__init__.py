@@ -1,0 +1,48 @@
+"""A WebSocket as a Trio byte stream."""
+
+from ._config import HalfClose, StreamConfig, TextPolicy
+from ._errors import (
+    AbnormalClosure,
+    ConnectionLost,
+    KeepaliveTimeout,
+    ProtocolViolation,
+    TakeoverError,
+    TextRejected,
+    WsStreamError,
+)
+from ._events import (
+    CloseReceived,
+    ErrorOccurred,
+    EventsLost,
+    PingReceived,
+    PongReceived,
+    StreamClosed,
+    TextReceived,
+    WsEvent,
+)
+from ._open import open_ws_stream, wrap_websocket
+from ._stream import WsByteStream
+
+__all__ = [
+    "AbnormalClosure",
+    "CloseReceived",
+    "ConnectionLost",
+    "ErrorOccurred",
+    "EventsLost",
+    "HalfClose",
+    "KeepaliveTimeout",
+    "PingReceived",
+    "PongReceived",
+    "ProtocolViolation",
+    "StreamClosed",
+    "StreamConfig",
+    "TakeoverError",
+    "TextPolicy",
+    "TextReceived",
+    "TextRejected",
+    "WsByteStream",
+    "WsEvent",
+    "WsStreamError",
+    "open_ws_stream",
+    "wrap_websocket",
+]

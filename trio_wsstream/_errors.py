@@ -1,0 +1,78 @@
+"""What can go wrong, one class each.
+
+These are never raised in band: Trio's stream contract knows only its own errors. What
+`WsByteStream` raises is a `trio.BrokenResourceError`, whose ``__cause__`` is one of these.
+The one exception is `TakeoverError`, which its constructor raises.
+"""
+
+from __future__ import annotations
+
+
+class WsStreamError(Exception):
+    """Everything that this library reports. Two errors are equal when type and args are."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, WsStreamError)
+        return self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.args))
+
+
+class _FailTheConnection(WsStreamError):
+    """The peer did what cannot be accepted: the connection is failed (RFC 6455, 7.1.7).
+
+    Args:
+      close_code (int): the code of the Close that this side sends (7.4.1).
+      reason (str): what was wrong; it goes into the Close too.
+    """
+
+    def __init__(self, close_code: int, reason: str = "") -> None:
+        super().__init__(close_code, reason)
+        self.close_code = close_code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason or 'connection failed'} (close code {self.close_code})"
+
+
+class ProtocolViolation(_FailTheConnection):
+    """The peer broke RFC 6455."""
+
+
+class TextRejected(_FailTheConnection):
+    """A text message came that `TextPolicy` does not admit: 1003 any, 1009 too long."""
+
+
+class AbnormalClosure(WsStreamError):
+    """The peer's Close says that what it sent is not complete.
+
+    Its code is none of 1000, 1001 and 1005, or it came inside a fragmented message. It is
+    also the cause of a failed send after any Close of the peer, to tell its code.
+
+    Args:
+      code (int): the peer's close code, 1005 if it gave none (RFC 6455, 7.1.5).
+      reason (str): the peer's close reason.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the peer closed with code {self.code} and reason {self.reason!r}"
+
+
+class ConnectionLost(WsStreamError):
+    """The transport ended or broke before the peer's Close (close code 1006)."""
+
+
+class KeepaliveTimeout(WsStreamError):
+    """The peer gave no sign of life in time after a keepalive ping."""
+
+
+class TakeoverError(WsStreamError):
+    """The connection, or the nursery, cannot be used for a stream. Nothing was touched."""

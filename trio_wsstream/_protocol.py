@@ -1,0 +1,376 @@
+"""What bytes from the peer mean, what is owed to the peer, who has closed. No I/O, no Trio.
+
+Theory of operation. Everything follows from a few facts, each set in one place and never
+unset: `close_received` and `close_sent` (RFC 6455, 5.5.1 and 7.1), the `error` with which this
+side failed the connection, and whether TCP has ended.
+
+*What the reader is told at the end* is settled by the first of: the peer's Close, an error,
+the end of TCP (`ended`, `verdict`). Whatever comes in afterwards is dropped undecoded.
+
+*What the peer is owed* is kept until `data_to_send` asks for it: Pings of this side, Pongs,
+then a Close, which ends it all. A Pong that was not sent in time is let go when 64 newer ones
+wait (5.5.3), so a flood of pings takes no memory. A Close counts as sent once it is encoded.
+
+*A half-close* is a Close 1000 with the reason ``half-close``. A peer that knows the convention
+holds its answer back (`is_held`) and goes on sending; to any other it is a Close like others.
+
+Events come out of `next_event` one by one, in the order of the wire, and decoding waits for
+the reader between them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from ._config import HalfClose, StreamConfig, TextPolicy
+from ._errors import (
+    AbnormalClosure,
+    ConnectionLost,
+    KeepaliveTimeout,
+    ProtocolViolation,
+    TextRejected,
+    WsStreamError,
+)
+from ._events import (
+    CloseReceived,
+    ErrorOccurred,
+    PingReceived,
+    PongReceived,
+    StreamClosed,
+    TextReceived,
+    WsEvent,
+)
+from ._frames import (
+    BINARY,
+    CLOSE,
+    MAX_CONTROL_PAYLOAD,
+    PING,
+    PONG,
+    Buffer,
+    Decoder,
+    Frame,
+    decode_close_payload,
+    encode,
+    encode_close_payload,
+)
+
+MAX_PONGS_OWED: Final = 64
+MAX_REASON: Final = MAX_CONTROL_PAYLOAD - 2  # bytes
+_MERGED: Final = 4096  # bytes: smaller pieces are stored together, as each costs an object
+
+
+class Close(NamedTuple):
+    """What a Close says: code 1005 stands for none (RFC 6455, 7.1.5)."""
+
+    code: int
+    reason: str
+
+
+HALF_CLOSE: Final = Close(1000, "half-close")
+
+
+class Ping:
+    """A ping in flight."""
+
+    is_answered = False
+
+
+class ReceiveBuffer:
+    """Payload that nobody has received yet. Adding and taking cost no more than a copy."""
+
+    __slots__ = ("_pieces", "_taken", "size")
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._taken = 0  # bytes already taken of the first piece
+        self.size = 0
+
+    def add(self, pieces: list[bytes]) -> None:
+        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.size += len(piece)
+        last = self._pieces[-1] if self._pieces else piece
+        if len(last) + len(piece) <= _MERGED and last is not piece:
+            self._pieces[-1] = merged = last if isinstance(last, bytearray) else bytearray(last)
+            merged += piece
+        elif piece:
+            self._pieces.append(piece)
+
+    def take(self, max_bytes: int | None) -> bytes | bytearray:
+        """At most ``max_bytes`` bytes of what there is, or all."""
+        if (
+            len(self._pieces) == 1
+            and not self._taken
+            and (max_bytes is None or self.size <= max_bytes)
+        ):
+            self.size = 0
+            return self._pieces.popleft()
+        wanted = self.size if max_bytes is None else min(max_bytes, self.size)
+        self.size -= wanted
+        parts = []
+        while wanted:
+            piece = self._pieces[0]
+            stop = self._taken + wanted
+            part = piece[self._taken : stop]
+            parts.append(part)
+            wanted -= len(part)
+            if stop >= len(piece):
+                self._pieces.popleft()
+                self._taken = 0
+            else:
+                self._taken = stop
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def clear(self) -> None:
+        self._pieces.clear()
+        self._taken = self.size = 0
+
+
+class Protocol:
+    """One end of a connection whose opening handshake is done.
+
+    Args:
+      client (bool): whether this side is the client.
+      config (StreamConfig): `text`, `half_close` and `receive_buffer_size` matter here.
+      close_sent (Close or None): a Close that this side has sent before.
+
+    Attributes, to be read only:
+      unread (ReceiveBuffer): the payload that came.
+      close_received, close_sent (Close or None): the Closes so far; sent means encoded.
+      is_held (bool): the answer to the peer's Close is held back.
+      error (WsStreamError or None): why the connection broke.
+      has_failed (bool): this side failed the connection for what the peer did (7.1.7).
+      tcp_ended (bool): nothing more can come.
+      ended (bool): nothing more will be added to ``unread``.
+      verdict (WsStreamError or None): how: None is a clean end.
+      can_send (bool): data may be sent.
+      owes (bool): `data_to_send` has something to do.
+      pings (dict): the pings in flight by payload, oldest first.
+    """
+
+    __slots__ = (
+        "_close_owed",
+        "_config",
+        "_decoder",
+        "_events",
+        "_pings_owed",
+        "_pongs_owed",
+        "_text",
+        "can_send",
+        "client",
+        "close_received",
+        "close_sent",
+        "ended",
+        "error",
+        "has_failed",
+        "is_held",
+        "is_receiving",
+        "owes",
+        "pings",
+        "tcp_ended",
+        "unread",
+        "verdict",
+    )
+
+    def __init__(
+        self, *, client: bool, config: StreamConfig, close_sent: Close | None = None
+    ) -> None:
+        self.client = client
+        self.unread = ReceiveBuffer()
+        self.close_received: Close | None = None
+        self.close_sent = close_sent
+        self.is_held = False
+        self.error: WsStreamError | None = None
+        self.has_failed = False
+        self.tcp_ended = False
+        self.ended = False
+        self.verdict: WsStreamError | None = None
+        self.can_send = close_sent is None
+        self.owes = False
+        self.is_receiving = True  # payload is kept; False once this side has closed
+        self.pings: dict[bytes, Ping] = {}
+        self._config = config
+        self._decoder = Decoder(client=client)
+        self._events: deque[WsEvent] = deque()  # that happened, and were not asked for yet
+        self._text = bytearray()  # of an unfinished message, under AS_EVENTS
+        self._pings_owed: deque[bytes] = deque()
+        self._pongs_owed: deque[bytes] = deque(maxlen=MAX_PONGS_OWED)
+        self._close_owed: Close | None = None
+
+    # What comes in
+
+    def receive_data(self, data: bytes | bytearray) -> None:
+        """Take bytes that came from the peer; `next_event` then decodes them."""
+        if not self.ended:
+            self._decoder.feed(data)
+
+    def receive_eof(self, why: str = "the transport ended") -> None:
+        """TCP has ended, or broke."""
+        self.tcp_ended = True
+        self.can_send = False
+        if self.close_received is None:
+            self._break(ConnectionLost(f"{why} before the peer's Close"))
+        elif self.close_sent is None:
+            self._break(ConnectionLost(f"{why} before the answer to the peer's Close"))
+
+    def next_event(self) -> WsEvent | None:
+        """Decode up to the next event; None when everything is decoded."""
+        while True:
+            if self._events:
+                return self._events.popleft()
+            if self.ended:
+                return None
+            payload: list[bytes] = []
+            try:
+                try:
+                    frame = self._decoder.decode(payload)
+                finally:  # what came before a violation counts
+                    if payload and self.is_receiving:
+                        self.unread.add(payload)
+                if frame is None:
+                    return None
+                self._handle(frame)
+            except (ProtocolViolation, TextRejected) as error:
+                self.fail(error)
+
+    def _handle(self, frame: Frame) -> None:
+        opcode, payload, ends_message = frame
+        if opcode == PING:
+            self._events.append(PingReceived(payload))
+            if self.close_sent is None:
+                self._pongs_owed.append(payload)
+                self.owes = True
+        elif opcode == PONG:
+            self._events.append(PongReceived(payload))
+            self._settle_pings(payload)
+        elif opcode == CLOSE:
+            self._handle_close(Close(*decode_close_payload(payload)))
+        elif not self.is_receiving:
+            pass
+        elif self._config.text is TextPolicy.REJECT:
+            raise TextRejected(1003, "Text messages are not supported.")
+        elif self._config.text is TextPolicy.AS_EVENTS:
+            self._handle_text(payload, ends_message)
+        else:
+            self.unread.add([payload])
+
+    def _handle_text(self, payload: bytes, ends_message: bool) -> None:
+        self._text += payload
+        if len(self._text) > self._config.receive_buffer_size:
+            raise TextRejected(1009, "The text message is too long.")
+        if ends_message:
+            self._events.append(TextReceived(self._text.decode()))
+            self._text = bytearray()
+
+    def _handle_close(self, close: Close) -> None:
+        self.close_received = close
+        self._events.append(CloseReceived(*close))
+        complete = close.code in (1000, 1001, 1005) and not self._decoder.is_inside_message
+        if not complete:
+            self.error = self.error or AbnormalClosure(*close)
+        self._end(None if complete else self.error)
+        self.pings.clear()
+        if self.close_sent is None and self._close_owed is None:
+            self.is_held = complete and self._holds_back(close)
+            if not self.is_held:
+                self._owe_close(close)
+
+    def _holds_back(self, close: Close) -> bool:
+        policy = self._config.half_close
+        return policy is HalfClose.ALWAYS or (policy is HalfClose.AUTO and close == HALF_CLOSE)
+
+    def _settle_pings(self, payload: bytes) -> None:
+        """A Pong answers its ping and all earlier ones (5.5.3)."""
+        if payload in self.pings:
+            for earlier in list(self.pings):
+                self.pings.pop(earlier).is_answered = True
+                if earlier == payload:
+                    break
+
+    # What goes out
+
+    def encode_message(self, payload: Buffer) -> tuple[bytes, Buffer]:
+        """A binary message, as header and payload of its frame."""
+        return encode(BINARY, payload, client=self.client)
+
+    def ping(self, payload: bytes) -> Ping:
+        """Owe a Ping. It stays in `pings` until it is answered, or never can be."""
+        if payload in self.pings:
+            raise ValueError(f"a ping with the payload {payload!r} is already in flight")
+        self.pings[payload] = ping = Ping()
+        self._pings_owed.append(payload)
+        self.owes = True
+        return ping
+
+    def close(self, close: Close) -> None:
+        """Owe a Close, unless one has been sent or is owed."""
+        if self.close_sent is None and self._close_owed is None:
+            self._owe_close(close)
+
+    def stop_receiving(self) -> None:
+        """Drop what was not received, and all that still comes."""
+        self.is_receiving = False
+        self.unread.clear()
+
+    def fail(self, error: ProtocolViolation | TextRejected) -> None:
+        """Fail the connection (7.1.7)."""
+        self.has_failed = True
+        self._break(error)
+        reason = error.reason.encode()[:MAX_REASON].decode(errors="ignore")
+        self.close(Close(error.close_code, reason))
+        self.owes = True  # the end of TCP, if no Close
+
+    def time_out(self) -> None:
+        """Give up a peer that keepalive got no answer from."""
+        self._break(KeepaliveTimeout("no sign of life after a keepalive ping"))
+        self.close(Close(1011, "keepalive timeout"))
+
+    def _break(self, error: WsStreamError) -> None:
+        if self.error is None:
+            self.error = error
+            self._events.append(ErrorOccurred(error))
+        self._end(self.error)
+        self.pings.clear()
+
+    def _end(self, verdict: WsStreamError | None) -> None:
+        if not self.ended:
+            self.ended = True
+            self.verdict = verdict
+
+    def _owe_close(self, close: Close) -> None:
+        self.is_held = False
+        self._close_owed = close
+        self.can_send = False
+        self.owes = True
+        self.pings.clear()
+
+    def data_to_send(self) -> bytes:
+        """The frames that are owed; the Close last, and nothing after it."""
+        frames: list[Buffer] = []
+        if self.close_sent is None:
+            for owed, opcode in ((self._pings_owed, PING), (self._pongs_owed, PONG)):
+                for payload in owed:
+                    frames += encode(opcode, payload, client=self.client)
+            if self._close_owed is not None:
+                payload = encode_close_payload(*self._close_owed)
+                frames += encode(CLOSE, payload, client=self.client)
+                self.close_sent = self._close_owed
+        self._pings_owed.clear()
+        self._pongs_owed.clear()
+        self.owes = False
+        return b"".join(frames)
+
+    # How it ended
+
+    def abandon(self) -> None:
+        """The transport has been closed: nothing can be sent any more, and nothing comes."""
+        self.tcp_ended = True
+        self.can_send = False
+        self.ended = True
+        self.pings.clear()
+
+    def closed(self, *, close_is_out: bool) -> StreamClosed:
+        """The last event, as things stand (7.1.4, 7.1.5, 7.1.6)."""
+        code, reason = self.close_received or Close(1006, "")
+        clean = self.close_received is not None and close_is_out
+        return StreamClosed(code, reason, clean, self.error)

@@ -1,0 +1,811 @@
+"""`WsByteStream`: Trio's stream contract, tasks, turns and timeouts.
+
+Theory of operation
+-------------------
+
+*Reading is a turn that one task at a time has* (`_is_reading`). A caller who finds nothing unread
+and nobody reading reads the transport itself, with no task switch between it and the socket.
+The stream's own task, `_attend`, reads only when no caller has for `GRACE_PERIOD`, so that pings
+and Closes are answered while nobody receives; at once while a `ping` waits or the stream closes. It reads
+ahead `receive_buffer_size` bytes at the most. A caller who comes while it reads parks in `_news`.
+Otherwise it naps until something is due: the end of the grace period, keepalive, the closing
+deadline. A caller in the transport moves none of these; who leaves and finds the task dozing
+(`_is_dozing`: with no grace period set) sets it a new one.
+
+*Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
+the short-lived task that sends what `Protocol` owes the peer. A `send_all` sends that as well,
+between its messages. Reading never waits for writing; it only starts a `_flush`.
+
+*Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
+answers owed. Only an event for a full channel with backpressure stops that; then the next
+to read waits for the subscriber instead (`_stalled`).
+
+*Everybody who waits* for something to happen parks in `_news`, is woken by any change, and
+looks again: the conditions are facts of `Protocol` and of this class, never messages.
+
+*Ends.* `_begin_closing` starts the clock of `close_timeout`; `_is_over` says when there is nothing
+left to wait for; then `_attend` closes the transport and `_conclude` tells everybody. Who must not
+wait calls `_drop` instead. Nothing that peer, network or callers do makes a task of the stream raise.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, final
+
+import trio
+from trio_websocket import Endpoint, WebSocketConnection
+
+from . import _takeover
+from ._config import StreamConfig
+from ._errors import AbnormalClosure, ConnectionLost, ProtocolViolation, TakeoverError
+from ._events import Kinds, StreamClosed, Subscription, WsEvent
+from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, is_valid_close_code
+from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
+from ._transport import make_writer
+
+GRACE_PERIOD = 0.05
+"""For how many seconds after a caller's read the stream's own task leaves reading to callers."""
+
+READ_SIZE: Final = 65536 + MAX_HEADER
+"""Bytes for each read: messages of the default size stay aligned with reads."""
+
+_NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
+
+
+class _WriteTurn:
+    """A lock that costs next to nothing while it is free; first come, first served."""
+
+    __slots__ = ("_queue", "is_taken")
+
+    def __init__(self) -> None:
+        self.is_taken = False
+        self._queue = trio.lowlevel.ParkingLot()
+
+    async def take(self) -> None:
+        if self.is_taken:
+            await self._queue.park()
+        self.is_taken = True
+
+    def pass_on(self) -> None:
+        if self._queue:
+            self._queue.unpark()
+        else:
+            self.is_taken = False
+
+
+@final
+class WsByteStream(trio.abc.HalfCloseableStream):
+    """A WebSocket as a Trio byte stream.
+
+    It takes the connection over: afterwards, ``connection`` itself is spent, its ``send_message``
+    and ``ping`` raise ``ConnectionClosed``, and its ``aclose`` drops the stream.
+
+    Args:
+      connection (trio_websocket.WebSocketConnection): with a finished opening handshake.
+      nursery (trio.Nursery): where the stream's tasks run. Its cancellation drops the
+          transport. They never raise into it.
+      config (StreamConfig): the settings.
+
+    Raises:
+      TakeoverError: if ``connection`` cannot be taken over, or ``nursery`` is closed. Nothing
+          has been touched then.
+
+    Attributes:
+      connection (WebSocketConnection), config (StreamConfig): as given.
+      closed (StreamClosed or None): how the stream ended, once its transport is closed.
+      subprotocol (str or None), path (str or None), handshake_headers (tuple): of the
+          opening handshake (RFC 6455, 4). trio-websocket keeps no headers on a server.
+      local, remote (trio_websocket.Endpoint or str): the transport's addresses; its `repr`
+          where it has none (Unix sockets, memory).
+
+    ``async with stream`` closes it: with 1000 if the block ended well, with 1011 after an
+    `Exception`, so that the peer never reads a clean end of half the data; after anything
+    else (`trio.Cancelled`, say) the transport is dropped at once.
+    """
+
+    def __init__(
+        self,
+        connection: WebSocketConnection,
+        nursery: trio.Nursery,
+        config: StreamConfig = StreamConfig(),
+    ) -> None:
+        if not isinstance(config, StreamConfig):
+            raise TypeError(f"config must be a StreamConfig, not {config!r}")
+        _takeover.check(connection)
+        self.connection = connection
+        self.config = config
+        self.closed: StreamClosed | None = None
+        self.subprotocol = connection.subprotocol
+        self.path = connection.path
+        self.handshake_headers = connection.handshake_headers
+        self.local, self.remote = _endpoints(connection)
+        try:
+            nursery.start_soon(self._attend)
+        except RuntimeError as error:
+            raise TakeoverError(f"the nursery cannot be used: {error}") from error
+
+        self._nursery = nursery
+        self._handover = handover = _takeover.Handover(connection, self._drop)
+        self._transport = handover.transport
+        self._protocol = Protocol(
+            client=handover.client, config=config, close_sent=handover.close_sent
+        )
+        self._is_closed_here = False  # by aclose, or because its transport was dropped
+        self._has_sent_eof = False
+        self._close_deadline = math.inf
+        self._news = trio.lowlevel.ParkingLot()
+
+        # In the end, the transport's own.
+        self._receive: Callable[[int], Awaitable[bytes | bytearray]] = self._receive_handover
+        self._is_receiving = False  # a caller is in receive_some
+        self._is_reading = False  # somebody has the turn
+        self._scope = trio.CancelScope()  # of what _attend is doing
+        self._is_dozing = False
+        self._heard_at = self._visited_at = trio.current_time()  # by the peer; by a caller
+        self._pings_waiting = 0  # of callers
+        self._pinged_at: float | None = None  # by keepalive
+        self._held_since: float | None = None  # since when reading is held back by our own side
+
+        self._writer = make_writer(handover.transport)
+        self._write_turn = _WriteTurn()
+        self._is_sending = False  # a caller is in one of the three sending methods
+        self._frame_since = 0.0  # while keepalive waits for a sign of life
+        self._flush_is_due = False
+        self._close_is_out = handover.close_sent is not None and not handover.is_sending
+
+        self._subscriptions: list[Subscription] = []
+        self._stalled: list[tuple[Subscription, WsEvent]] = []  # waiting for room
+        self._stall_scope = trio.CancelScope()  # of the task that waits with them
+
+        if handover.is_sending:
+            self._write_turn.is_taken = True
+            nursery.start_soon(self._wait_for_trio_websocket)
+
+    def __repr__(self) -> str:
+        side = "client" if self._protocol.client else "server"
+        return f"<WsByteStream {side} {self.remote!r} {self.closed or 'open'}>"
+
+    # Receiving
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive bytes of the peer's messages, as they come, with no regard to messages.
+
+        Args:
+          max_bytes (int or None): how many bytes at the most; None: what is there.
+
+        Returns:
+          bytes or bytearray: at least one byte, or ``b""`` at the end: the peer has closed
+          with 1000, 1001 or no code, and our answer, if it is due, is with the transport.
+
+        Raises:
+          trio.BrokenResourceError: after the last byte, if the peer did not end the stream
+              like that. The cause is a `WsStreamError`.
+          trio.ClosedResourceError: this side has closed the stream, or does so meanwhile.
+          trio.BusyResourceError: another task is receiving.
+          ValueError, TypeError: ``max_bytes`` is not a positive integer.
+
+        Cancelled, it loses nothing.
+        """
+        if max_bytes is not None:
+            max_bytes = operator.index(max_bytes)
+            if max_bytes < 1:
+                raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        if self._is_receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        protocol = self._protocol
+        has_yielded = False
+        self._is_receiving = True
+        try:
+            while True:
+                if self._is_closed_here:
+                    raise trio.ClosedResourceError("this side has closed the stream")
+                if protocol.unread.size:
+                    if has_yielded:
+                        return protocol.unread.take(max_bytes)
+                    await trio.lowlevel.checkpoint()
+                elif protocol.ended and self._may_tell_end():
+                    if has_yielded:
+                        return self._tell_end()
+                    await trio.lowlevel.checkpoint()
+                elif protocol.ended or self._is_reading:
+                    await self._news.park()
+                else:
+                    await self._read(self._read_size(0))
+                    self._visited_at = self._heard_at
+                has_yielded = True
+        finally:
+            self._is_receiving = False
+            if self._is_dozing:
+                self._end_doze()
+
+    def _may_tell_end(self) -> bool:
+        """A caller that leaves at the end must not overtake our answer to the peer's Close."""
+        protocol = self._protocol
+        return (
+            protocol.close_received is None
+            or protocol.is_held
+            or self._close_is_out
+            or bool(self._writer.failure)
+            or protocol.tcp_ended
+            or self.closed is not None
+        )
+
+    def _tell_end(self) -> bytes:
+        verdict = self._protocol.verdict
+        if verdict is None:
+            return b""
+        raise trio.BrokenResourceError(f"the stream broke: {verdict}") from verdict
+
+    def _read_size(self, unread: int) -> int:
+        return min(READ_SIZE, max(1, self.config.receive_buffer_size - unread))
+
+    async def _read(self, size: int) -> None:
+        """With the turn to read: read once, and digest it. Always a checkpoint."""
+        protocol = self._protocol
+        self._is_reading = True
+        try:
+            if self._stalled and not protocol.ended:
+                await self._wait_for_subscribers()
+            else:
+                data = await self._receive(size)
+                self._heard_at = trio.current_time()
+                if data:
+                    protocol.receive_data(data)
+                else:
+                    protocol.receive_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            protocol.receive_eof(f"the transport broke: {error.__cause__ or error!r}")
+        except ProtocolViolation as error:
+            protocol.fail(error)
+        finally:
+            self._is_reading = False
+            if self._news:
+                self._news.unpark_all()
+        self._digest()
+
+    async def _receive_handover(self, size: int) -> bytes | bytearray:
+        data = await self._handover.receive_some(size)
+        if self._handover.is_over:
+            self._receive = self._transport.receive_some
+        return data
+
+    def _digest(self) -> None:
+        """Decode what came, as far as subscribers allow, and do what follows from it."""
+        protocol = self._protocol
+        while not self._stalled:
+            event = protocol.next_event()
+            if protocol.ended and not protocol.is_held:
+                self._begin_closing()
+            if event is None:
+                break
+            self._publish(event)
+        if protocol.owes:
+            self._flush_soon()
+
+    # The stream's own task
+
+    async def _attend(self) -> None:
+        """Read while no caller does, keep alive, and close the transport in the end."""
+        try:
+            while not self._is_over():
+                now = trio.current_time()
+                self._settle_hold(now)
+                if now >= self._keepalive_due_at():
+                    await self._keep_alive(now)
+                    continue
+                wake_at = min(self._close_deadline, self._keepalive_due_at())
+                reads_at = self._reads_at()
+                if now >= reads_at:
+                    with trio.CancelScope(deadline=wake_at) as self._scope:
+                        await self._read(self._read_size(self._protocol.unread.size))
+                    if self._is_receiving:
+                        self._visited_at = trio.current_time()
+                else:
+                    self._is_dozing = reads_at == math.inf
+                    with trio.CancelScope(deadline=min(wake_at, reads_at)) as self._scope:
+                        await trio.sleep_forever()
+                    self._is_dozing = False
+            await self._close_transport()
+        except trio.Cancelled:
+            self._is_closed_here = True
+            raise
+        finally:
+            await trio.aclose_forcefully(self._transport)
+            self._conclude()
+
+    def _reads_at(self) -> float:
+        """From when on it is the task's turn to read."""
+        protocol = self._protocol
+        if self._is_reading:
+            return math.inf
+        if protocol.ended or self._is_closed_here:
+            return -math.inf
+        if self._is_receiving or self._is_full():
+            return math.inf
+        if self._pings_waiting:
+            return -math.inf
+        return self._visited_at + GRACE_PERIOD
+
+    def _is_full(self) -> bool:
+        return self._protocol.unread.size >= self.config.receive_buffer_size
+
+    def _end_doze(self) -> None:
+        """A caller leaves: the task may have to take over."""
+        self._visited_at = trio.current_time()
+        if self._held_since is not None:
+            self._wake()
+        else:
+            reads_at = self._reads_at()
+            self._is_dozing = reads_at == math.inf
+            self._scope.deadline = min(self._scope.deadline, reads_at)
+
+    def _wake(self) -> None:
+        """Have the task look again at what is due."""
+        self._scope.cancel()
+
+    # Keepalive
+
+    def _keepalive_due_at(self) -> float:
+        """When to send a ping, or to give the peer up."""
+        interval, timeout = self.config.ping_interval, self.config.ping_timeout
+        protocol = self._protocol
+        if (
+            interval is None
+            or protocol.ended
+            or not protocol.can_send
+            or self._held_since is not None
+        ):
+            return math.inf
+        if self._pinged_at is not None and self._heard_at >= self._pinged_at:
+            self._pinged_at = None
+        if self._pinged_at is None:
+            return self._heard_at + interval
+        return self._pinged_at + (interval if timeout is None else timeout)
+
+    async def _keep_alive(self, now: float) -> None:
+        """Do it."""
+        if self._pinged_at is None or self.config.ping_timeout is None:
+            self._pinged_at = self._frame_since = now
+            self._protocol.ping(self._fresh_ping_payload())
+            self._flush_soon()
+            return
+        self._protocol.time_out()
+        self._digest()
+        if not self._write_turn.is_taken:
+            # Its deadline has passed: it comes to an end at the first wait.
+            with trio.CancelScope(deadline=now):
+                await self._flush()
+        self._close_deadline = now
+
+    def _settle_hold(self, now: float) -> None:
+        """Keepalive's clock stands still while our own side holds reading back."""
+        is_held = bool(self._stalled) or (self._is_full() and not self._is_reading)
+        if is_held and self._held_since is None:
+            self._held_since = now
+        elif not is_held and self._held_since is not None:
+            self._heard_at = min(now, self._heard_at + now - self._held_since)
+            if self._pinged_at is not None:
+                self._pinged_at += now - self._held_since
+            self._held_since = None
+
+    def _note_progress(self) -> None:
+        """A frame was accepted: a sign of life, if it had to wait for the peer."""
+        now = trio.current_time()
+        if now - self._frame_since >= _NOTICEABLE_WAIT:
+            self._heard_at = now
+
+    # Sending
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data`` as binary messages of at most ``config.max_message_size`` bytes.
+
+        Nothing is sent for ``b""``.
+
+        Raises:
+          trio.ClosedResourceError: this side has closed the stream, or its sending side with
+              `send_eof`, or does so meanwhile.
+          trio.BrokenResourceError: the peer has closed, or the connection is broken. The cause
+              is a `WsStreamError`; after a Close of the peer an `AbnormalClosure` with its code.
+          trio.BusyResourceError: another task is in `send_all`, `send_eof` or
+              `wait_send_all_might_not_block`.
+
+        Cancelled before anything was sent, it did nothing. Cancelled later, part of the data
+        is sent. Over a `trio.SocketStream` the stream remains usable all the same, as it does
+        between two messages; inside a message, over any other transport, it is broken.
+        """
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        # One long function: each call and context manager less is 1 % of what 64 KiB take.
+        protocol, writer, turn = self._protocol, self._writer, self._write_turn
+        view = data if type(data) is bytes else memoryview(data).cast("B")
+        size, limit = len(view), self.config.max_message_size
+        self._is_sending = True
+        try:
+            if not size:
+                await trio.lowlevel.checkpoint()
+            elif protocol.can_send and not writer.failure:
+                if turn.is_taken:
+                    await turn.take()
+                else:
+                    turn.is_taken = True
+                try:
+                    for start in range(0, size, limit):
+                        if protocol.owes and protocol.can_send:
+                            await writer.write(b"", protocol.data_to_send())
+                        if not protocol.can_send or writer.failure:
+                            break
+                        if self._pinged_at is not None:
+                            self._frame_since = trio.current_time()
+                        part = view if size <= limit else view[start : start + limit]
+                        await writer.write(*protocol.encode_message(part))
+                        if self._pinged_at is not None:
+                            self._note_progress()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._news.unpark_all()  # and the writer has noted why
+                finally:
+                    self._release_write_turn()
+            if not protocol.can_send or writer.failure:
+                raise self._send_error()
+        finally:
+            self._is_sending = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the transport would probably take some bytes without delay.
+
+        Raises:
+          trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as `send_all`.
+        """
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        protocol, writer = self._protocol, self._writer
+        self._is_sending = True
+        try:
+            if protocol.can_send and not writer.failure:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._write_turn.take()
+                try:
+                    await self._transport.wait_send_all_might_not_block()
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    writer.note_failure(error)
+                    self._news.unpark_all()
+                finally:
+                    self._release_write_turn()
+            if not protocol.can_send or writer.failure:
+                raise self._send_error()
+        finally:
+            self._is_sending = False
+
+    async def send_eof(self) -> None:
+        """Half-close: send Close 1000 with the reason ``half-close``, and go on receiving.
+
+        A peer that knows the convention (another `WsByteStream`) may still send what it has;
+        any other answers at once (RFC 6455, 5.5.1), and this closes the stream plainly. Does
+        nothing if a Close has been sent before.
+
+        Raises:
+          trio.ClosedResourceError: this side has closed the stream.
+          trio.BrokenResourceError: the connection is broken.
+          trio.BusyResourceError: as `send_all`.
+        """
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        protocol = self._protocol
+        self._is_sending = True
+        try:
+            await trio.lowlevel.checkpoint()
+            if self._is_closed_here:
+                raise trio.ClosedResourceError("this side has closed the stream")
+            if not (self._close_is_out or self._cannot_send_close()):
+                self._has_sent_eof = True
+                protocol.close(HALF_CLOSE)
+                self._flush_soon()
+                while not (self._close_is_out or self._cannot_send_close()):
+                    await self._news.park()
+            if not self._close_is_out or protocol.has_failed:
+                raise self._send_error()
+            self._has_sent_eof = True
+        finally:
+            self._is_sending = False
+
+    def _cannot_send_close(self) -> bool:
+        return bool(self._writer.failure) or self.closed is not None or self._protocol.tcp_ended
+
+    def _send_error(self) -> trio.ClosedResourceError | trio.BrokenResourceError:
+        """Why nothing can be sent."""
+        protocol = self._protocol
+        if self._is_closed_here or self._has_sent_eof:
+            return trio.ClosedResourceError("this side has closed the stream")
+        if protocol.close_received is not None and not protocol.is_held:
+            cause: Exception = AbnormalClosure(*protocol.close_received)
+        else:
+            cause = protocol.error or ConnectionLost(self._writer.failure or "the transport ended")
+        error = trio.BrokenResourceError(f"nothing can be sent: {cause}")
+        error.__cause__ = cause
+        return error
+
+    def _release_write_turn(self) -> None:
+        self._write_turn.pass_on()
+        if self._protocol.owes:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Have what is owed sent; by who has the turn to write, if somebody has."""
+        if not (self._flush_is_due or self._write_turn.is_taken or self.closed):
+            self._flush_is_due = True
+            self._nursery.start_soon(self._flush)
+
+    async def _flush(self) -> None:
+        """Send what is owed to the peer."""
+        await self._write_turn.take()
+        self._flush_is_due = False
+        protocol, writer = self._protocol, self._writer
+        try:
+            if writer.failure:
+                return
+            self._frame_since = trio.current_time()
+            if data := protocol.data_to_send():
+                await writer.write(b"", data)
+                self._note_progress()
+            self._close_is_out = protocol.close_sent is not None
+            if (
+                protocol.has_failed
+                and not protocol.client
+                and isinstance(self._transport, trio.abc.HalfCloseableStream)
+            ):
+                await self._transport.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the writer has noted why
+        finally:
+            self._release_write_turn()
+            self._after_flush()
+
+    def _after_flush(self) -> None:
+        if self._close_is_out and self._protocol.close_received is not None:
+            self._begin_closing()
+        if self._close_is_out or self._writer.failure:
+            self._news.unpark_all()
+            self._wake()
+
+    async def _wait_for_trio_websocket(self) -> None:
+        """Its tasks were in the transport with frames when it was taken over."""
+        try:
+            await self._handover.wait_sent()
+        finally:
+            self._close_is_out = self._protocol.close_sent is not None
+            self._release_write_turn()
+            self._after_flush()
+
+    # Closing
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the stream (RFC 6455, 7.1.2): send Close, unless one was sent; wait for the
+        peer's and for the end of TCP. What still comes in is dropped.
+
+        Takes at most ``config.close_timeout`` seconds. May be called again, and from several
+        tasks; all return when the stream is closed.
+
+        Args:
+          code (int): 1000 to 1003, 1007 to 1014, 3000 to 4999.
+          reason (str): at most 123 bytes of UTF-8; not ``half-close``.
+
+        Raises:
+          ValueError: ``code`` or ``reason`` is none of these. Nothing is sent then.
+
+        Cancelled, it drops the transport at once.
+        """
+        close = _checked_close(code, reason)
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not self._is_closed_here:
+                self._is_closed_here = True
+                self._protocol.stop_receiving()
+                self._protocol.close(close)
+                self._begin_closing()
+                self._flush_soon()
+            while self.closed is None:
+                await self._news.park()
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            await self._drop()
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_value is None:
+            await self.aclose()
+        elif isinstance(exc_value, Exception):
+            try:
+                await self.aclose(1011)
+            except trio.Cancelled:
+                pass  # what comes out of the block is the exception that tells more
+        else:
+            await self._drop()
+
+    def _begin_closing(self) -> None:
+        """Start the clock, and let nobody hold up the end."""
+        if self._close_deadline == math.inf:
+            self._close_deadline = trio.current_time() + self.config.close_timeout
+        if self._is_closed_here or self._protocol.close_received is None:
+            for subscription in self._subscriptions:
+                subscription.backpressure = False
+            self._stall_scope.cancel()
+        self._news.unpark_all()
+        self._wake()
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to do but to close the transport."""
+        protocol = self._protocol
+        if self.closed is not None or protocol.tcp_ended:
+            return True
+        if self._close_deadline == math.inf:
+            return False
+        if trio.current_time() >= self._close_deadline:
+            return True
+        if self._writer.is_cut_off and not self._close_is_out:
+            return True  # no Close can go out any more
+        both_closes = protocol.close_received is not None and self._close_is_out
+        return both_closes and not protocol.client and not protocol.has_failed
+
+    async def _close_transport(self) -> None:
+        deadline = min(self._close_deadline, trio.current_time() + self.config.close_timeout)
+        try:
+            with trio.CancelScope(deadline=deadline):
+                await self._transport.aclose()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # there is nothing left that it could lose
+
+    async def _drop(self) -> None:
+        """Close the transport with no word to the peer."""
+        if self.closed is None:
+            self._is_closed_here = True
+            await trio.aclose_forcefully(self._transport)
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """The transport is closed: tell everybody."""
+        if self.closed is None:
+            protocol = self._protocol
+            protocol.abandon()
+            for subscription, event in self._stalled:
+                subscription.backpressure = False
+                subscription.offer(event)
+            self.closed = protocol.closed(close_is_out=self._close_is_out)
+            for subscription in self._subscriptions:
+                subscription.end(self.closed)
+            self._subscriptions.clear()
+            self._handover.retire(self.closed.code, self.closed.reason)
+            self._news.unpark_all()
+            self._wake()
+
+    # Out of band
+
+    def subscribe(
+        self,
+        max_buffer_size: int | float = 64,
+        *,
+        kinds: Kinds = WsEvent,
+        backpressure: bool = False,
+    ) -> trio.MemoryReceiveChannel[WsEvent]:
+        """Subscribe to what happens on the connection from now on.
+
+        Args:
+          max_buffer_size (int or math.inf): how many events the channel holds.
+          kinds (a `WsEvent` class, or several): what the subscriber wants to see. `EventsLost`
+              and `StreamClosed` come in any case.
+          backpressure (bool): a full channel stops the reading of the connection until the
+              subscriber has room, until `aclose` or a failure. Without it, a full channel
+              loses new events, and `EventsLost` tells how many.
+
+        Returns:
+          trio.MemoryReceiveChannel: its last event is `StreamClosed`, however late it was
+          subscribed; then it ends. Closing it ends the subscription.
+
+        Raises:
+          ValueError, TypeError: an argument is none of these.
+        """
+        subscription = Subscription(max_buffer_size, kinds, backpressure)
+        if self.closed is not None:
+            subscription.end(self.closed)
+        else:
+            self._subscriptions = [s for s in self._subscriptions if not s.is_over]
+            self._subscriptions.append(subscription)
+            if self._close_deadline < math.inf:
+                subscription.backpressure = False
+        return subscription.receive_channel
+
+    def _publish(self, event: WsEvent) -> None:
+        for subscription in self._subscriptions:
+            if not subscription.offer(event):
+                if self._protocol.ended:  # an end waits for nobody
+                    subscription.force(event)
+                else:
+                    self._stalled.append((subscription, event))
+                    self._wake()
+
+    async def _wait_for_subscribers(self) -> None:
+        """Deliver the events that found no room. Cancelled, it loses none."""
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope() as self._stall_scope:
+            while self._stalled:
+                subscription, event = self._stalled.pop(0)
+                if not subscription.offer(event):
+                    try:
+                        await subscription.wait_and_deliver(event)
+                    except trio.Cancelled:
+                        self._stalled.insert(0, (subscription, event))
+                        raise
+        self._wake()
+
+    async def ping(self, payload: bytes | None = None) -> float:
+        """Send a Ping (RFC 6455, 5.5.2) and wait for its Pong. Any number of tasks may.
+
+        Args:
+          payload (bytes or None): at most 125 bytes; None: random ones.
+
+        Returns:
+          float: the seconds until the Pong, which may be that of a later ping (5.5.3).
+
+        Raises:
+          ValueError: ``payload`` is too long, or in flight already.
+          trio.ClosedResourceError, trio.BrokenResourceError: as `send_all`, as soon as a
+              Close has passed either way.
+
+        Cancelled, it breaks nothing; the Ping may still be sent.
+        """
+        if payload is None:
+            payload = self._fresh_ping_payload()
+        payload = bytes(memoryview(payload))
+        if len(payload) > MAX_CONTROL_PAYLOAD:
+            raise ValueError(f"payload must be at most 125 bytes, not {len(payload)}: {payload!r}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_can_ping()
+        ping = self._protocol.ping(payload)
+        started_at = trio.current_time()
+        self._flush_soon()
+        self._pings_waiting += 1
+        self._wake()
+        try:
+            while True:
+                await self._news.park()
+                if ping.is_answered:
+                    return trio.current_time() - started_at
+                self._check_can_ping()
+        finally:
+            self._pings_waiting -= 1
+
+    def _check_can_ping(self) -> None:
+        protocol = self._protocol
+        if protocol.ended or not protocol.can_send or self._writer.failure:
+            raise self._send_error()
+
+    def _fresh_ping_payload(self) -> bytes:
+        while (payload := os.urandom(4)) in self._protocol.pings:
+            pass
+        return payload
+
+
+def _checked_close(code: int, reason: str) -> Close:
+    if not is_valid_close_code(operator.index(code)):
+        raise ValueError(f"code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
+    if len(reason.encode()) > MAX_REASON:
+        raise ValueError(f"reason must be at most {MAX_REASON} bytes of UTF-8, not {reason!r}")
+    if reason == HALF_CLOSE.reason:
+        raise ValueError(f"reason must not be {reason!r}: that is what send_eof says")
+    return Close(code, reason)
+
+
+def _endpoints(connection: WebSocketConnection) -> tuple[Endpoint | str, Endpoint | str]:
+    try:
+        return connection.local, connection.remote
+    except (AttributeError, OSError, ValueError):  # an address of another kind, or none
+        name = repr(_takeover.transport_of(connection))
+        return name, name

@@ -1,0 +1,317 @@
+"""Taking a connection over: the one file that knows trio-websocket's and wsproto's insides.
+
+Theory of operation. Whatever trio-websocket has received and nobody has got yet is written
+down again as the frames that it came in (`_replay`): queued messages, the part of one that is
+half assembled, the header that wsproto has read and what it holds undecoded, the peer's Close.
+So there is one decoder, ours, for what came before the takeover and for what comes after it.
+The rewritten frames keep wsproto's place: the payload that is still to come, the masking key
+turned to it, and the bytes that its text decoder holds.
+
+trio-websocket's reader task may be in one of two places. Either it is in the transport, and
+then it alone can say what its read got: nobody else reads until it has left. A stand-in for
+the connection's wsproto object keeps those bytes, and lets the task end. Or it is busy with an
+event (answering a ping, putting a message in a full queue); then it will find a closed
+transport when it comes to read, and nobody waits for it. Which of the two, wsproto's generator
+of frames tells: if the last thing it gave out was a frame, that frame is being handled.
+
+Everything that is under way lives on `Handover`, not in a coroutine, so that a cancelled read
+loses nothing. Closing the transport frees every task in it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+import trio
+import trio_websocket
+import wsproto
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from wsproto.connection import ConnectionState
+
+from ._errors import ProtocolViolation, TakeoverError
+from ._frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    MASKED,
+    TEXT,
+    encode_close_payload,
+    encode_header,
+)
+from ._protocol import Close
+
+_TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream")
+
+
+class _StandIn:
+    """What trio-websocket finds where its wsproto object was."""
+
+    def __init__(self, *, client: bool) -> None:
+        self.client = client
+        self.received = b""
+        self.reader_has_left = trio.Event()  # the transport
+
+    @property
+    def state(self) -> ConnectionState:
+        # What the reader task asks for first when a read of its has ended, however it did.
+        self.reader_has_left.set()
+        return ConnectionState.LOCAL_CLOSING
+
+    def receive_data(self, data: bytes) -> None:
+        self.received = data
+
+    def send(self, event: object) -> bytes:
+        raise ConnectionClosed(_TAKEN_OVER)
+
+
+class _NoStream:
+    """What a reader task finds that was not in the transport: it is not to go there."""
+
+    def __init__(self, transport: trio.abc.Stream) -> None:
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        return repr(self._transport)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        raise trio.ClosedResourceError
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def transport_of(connection: WebSocketConnection) -> trio.abc.Stream:
+    """The stream that ``connection`` goes over."""
+    return connection._stream
+
+
+def check(connection: WebSocketConnection) -> None:
+    """Raise `TakeoverError` if ``connection`` cannot be taken over. Touches nothing."""
+    if not isinstance(connection, WebSocketConnection):
+        raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}")
+    if isinstance(connection._wsproto, _StandIn):
+        raise TakeoverError("the connection has been taken over before")
+    _check_insides(connection)
+    if not connection._open_handshake.is_set():
+        raise TakeoverError("the opening handshake is not finished")
+    assert connection._wsproto.connection is not None
+    if connection._wsproto.connection._proto.extensions:
+        raise TakeoverError("an extension was negotiated")
+    if connection._recv_channel._closed or (
+        connection._wsproto.state is ConnectionState.LOCAL_CLOSING and not _is_lost(connection)
+    ):
+        raise TakeoverError(f"this side has closed the connection: {connection.closed}")
+    if connection._pings and (
+        connection._stream_lock.locked()
+        or any(pong.statistics().tasks_waiting for pong in connection._pings.values())
+    ):
+        raise TakeoverError("a ping() of the connection is under way")
+
+
+def _check_insides(connection: Any) -> None:
+    try:
+        handshake_done = connection._open_handshake.is_set()
+        known = (
+            isinstance(connection._stream, trio.abc.Stream)
+            and isinstance(connection._stream_lock, trio.StrictFIFOLock)
+            and isinstance(connection._send_channel, trio.MemorySendChannel)
+            and isinstance(connection._recv_channel, trio.MemoryReceiveChannel)
+            and isinstance(connection._recv_channel._closed, bool)
+            and isinstance(connection._message_parts, list)
+            and isinstance(connection._reader_running, bool)
+            and isinstance(connection._close_handshake, trio.Event)
+            and isinstance(connection._close_reason, CloseReason | None)
+            and isinstance(connection._wsproto, wsproto.WSConnection)
+            and all(isinstance(pong, trio.Event) for pong in connection._pings.values())
+            and callable(connection._aclose)
+        )
+        if handshake_done:
+            frames = connection._wsproto.connection._proto
+            decoder = frames._frame_decoder
+            header = decoder.header
+            known = (
+                known
+                and isinstance(decoder.buffer.buffer, bytearray)
+                and isinstance(decoder.payload_consumed, int)
+                and (
+                    header is None
+                    or isinstance(header.fin + header.opcode + header.payload_len, int)
+                )
+                and (header is None or decoder.client or len(decoder.masker._masking_key) == 4)
+                and hasattr(frames._message_decoder, "opcode")
+                and hasattr(frames._message_decoder, "decoder")
+                and "frame" in frames._parse_more.gi_code.co_varnames
+            )
+    except (AttributeError, TypeError) as error:
+        raise TakeoverError(f"{_versions()}: {error}") from error
+    if not known:
+        raise TakeoverError(_versions())
+
+
+def _versions() -> str:
+    return (
+        f"trio-websocket {trio_websocket.__version__} or wsproto {wsproto.__version__} "
+        "is not one that trio_wsstream knows how to take over"
+    )
+
+
+def _is_lost(connection: WebSocketConnection) -> bool:
+    """Whether trio-websocket has found the transport gone."""
+    reason = connection._close_reason
+    return reason is not None and reason.code == 1006 and connection._close_handshake.is_set()
+
+
+class Handover:
+    """A connection that has been taken over.
+
+    Args:
+      connection (WebSocketConnection): one that `check` has passed.
+      drop: what ``connection.aclose`` does from now on.
+
+    Attributes:
+      transport (trio.abc.Stream): what the frames go over.
+      client (bool): whether this side is the client.
+      close_sent (Close or None): the Close that trio-websocket has sent, or is about to.
+    """
+
+    def __init__(
+        self, connection: WebSocketConnection, drop: Callable[[], Awaitable[None]]
+    ) -> None:
+        inner = connection._wsproto
+        reason = connection._close_reason
+        self._connection = connection
+        self._stand_in = _StandIn(client=inner.client)
+        self._is_lost = _is_lost(connection)
+        self._is_closed = reason is not None and not self._is_lost
+        self._violation: ProtocolViolation | None = None
+        self.transport: trio.abc.Stream = connection._stream
+        self.client = inner.client
+        self.close_sent: Close | None = None
+        if reason is not None and not self._is_lost:
+            close = Close(reason.code, reason.reason or "")
+            if inner.state is ConnectionState.CLOSED:
+                self.close_sent = close  # the answer
+            else:  # what closed the connection was no Close
+                self._violation = ProtocolViolation(*close)
+        is_reading = _is_reading(inner)
+        self._reader_ends = connection._recv_channel.clone() if is_reading else None
+        # This empties the queue, so that a reader task that was blocked in it goes on.
+        self._replay = memoryview(_replay(connection, self.close_sent, self._is_closed))
+
+        connection._recv_channel.close()
+        connection._reader_running = False
+        connection._close_reason = reason or _TAKEN_OVER
+        connection._wsproto = self._stand_in  # type: ignore[assignment]
+        if self._is_closed or not is_reading:
+            connection._stream = _NoStream(self.transport)  # type: ignore[assignment]
+
+        async def aclose(code: int, reason: str | None) -> None:
+            await drop()
+
+        connection._aclose = aclose  # type: ignore[method-assign]
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether trio-websocket's tasks are in the transport with frames of theirs."""
+        return self._connection._stream_lock.locked()
+
+    async def wait_sent(self) -> None:
+        """Wait until they have left it."""
+        async with self._connection._stream_lock:
+            pass
+
+    @property
+    def is_over(self) -> bool:
+        """Only the transport is left to read from, and only by us."""
+        return not (self._replay or self._reader_ends or self._is_closed or self._is_lost)
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        """As of the transport, after what trio-websocket has received.
+
+        Raises:
+          ProtocolViolation: trio-websocket met one there. Once.
+          trio.BrokenResourceError, trio.ClosedResourceError: as from the transport.
+        """
+        await trio.lowlevel.checkpoint()
+        if not self._replay and self._reader_ends and not self._is_closed and not self._is_lost:
+            try:
+                await self._reader_ends.receive()
+            except trio.EndOfChannel:
+                self._reader_ends = None
+            self._replay = memoryview(self._stand_in.received)
+        if self._replay:
+            data = bytes(self._replay[:max_bytes])
+            self._replay = self._replay[max_bytes:]
+            return data
+        if self._violation is not None:
+            violation, self._violation = self._violation, None
+            raise violation
+        if self._is_lost:
+            return b""
+        while True:
+            try:
+                return await self.transport.receive_some(max_bytes)
+            except trio.BusyResourceError:
+                if not self._is_closed:
+                    raise
+                # The reader task of a client waits there for the end of TCP, as we do. It has
+                # closed its channel before, and what else it may get does not count any more.
+                self._stand_in.reader_has_left = trio.Event()
+                await self._stand_in.reader_has_left.wait()
+
+    def retire(self, code: int, reason: str) -> None:
+        """The stream has ended: let ``connection.closed`` tell how."""
+        self._connection._close_reason = CloseReason(code, reason or None)
+
+
+def _is_reading(inner: wsproto.WSConnection) -> bool:
+    """Whether trio-websocket's reader task is in the transport, or has ended."""
+    assert inner.connection is not None
+    return inspect.getgeneratorlocals(inner.connection._proto._parse_more).get("frame") is None
+
+
+def _replay(connection: WebSocketConnection, close: Close | None, is_closed: bool) -> bytes:
+    """What trio-websocket has received and not given out, as frames of the peer."""
+    assert connection._wsproto.connection is not None
+    frames = connection._wsproto.connection._proto
+    decoder, message = frames._frame_decoder, frames._message_decoder
+    key = b"" if frames.client else bytes(4)
+    mask = 0 if frames.client else MASKED
+    replay = bytearray()
+
+    def add(first: int, payload: bytes) -> None:
+        replay.extend(encode_header(first, len(payload), mask) + key + payload)
+
+    for queued in _drain(connection._recv_channel):
+        if isinstance(queued, str):
+            add(FIN | TEXT, queued.encode())
+        else:
+            add(FIN | BINARY, queued)
+    if message.opcode is not None:
+        parts = [p.encode() if isinstance(p, str) else p for p in connection._message_parts]
+        held = message.decoder.getstate()[0] if message.decoder else b""
+        add(message.opcode, b"".join(parts) + held)
+    if close is not None:
+        add(FIN | CLOSE, encode_close_payload(*close))
+    if not is_closed:
+        if (header := decoder.header) is not None:
+            consumed = decoder.payload_consumed
+            first = (FIN if header.fin else 0) | (CONTINUATION if consumed else header.opcode)
+            replay += encode_header(first, header.payload_len - consumed, mask)
+            replay += getattr(decoder.masker, "_masking_key", b"")
+        replay += decoder.buffer.buffer
+        # A generator of events that is under way must find nothing more.
+        decoder.header = None
+        decoder.buffer.buffer.clear()
+    return bytes(replay)
+
+
+def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | str]:
+    while True:
+        try:
+            yield channel.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return
