@@ -182,8 +182,17 @@ async def raw_pair(
     """
     ends = await TRANSPORTS[transport]()
     ours, theirs = ends if client else reversed(ends)
+    nursery.start_soon(close_when_cancelled, theirs)
     connection = await handshake(nursery, ours, theirs, client=client)
     return WsByteStream(connection, nursery, config), RawPeer(theirs, masked=not client)
+
+
+async def close_when_cancelled(transport: trio.abc.AsyncResource) -> None:
+    """Leave no socket open when a test ends."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        await trio.aclose_forcefully(transport)
 
 
 async def handshake(

@@ -5,18 +5,36 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import trio
-from trio_websocket import WebSocketConnection, open_websocket_url
+from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnection
 
+from . import _takeover
 from ._config import StreamConfig
 from ._stream import WsByteStream
 
 
 @asynccontextmanager
+async def _open_nursery() -> AsyncGenerator[trio.Nursery, None]:
+    """A nursery that lets its block's exception out as it was, in no group.
+
+    For tasks that do not raise: then there is nothing that it could be grouped with.
+    """
+    error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except BaseException as exc:  # noqa: BLE001  # raised again below
+            error = exc
+    if error is not None:
+        raise error
+
+
+@asynccontextmanager
 async def wrap_websocket(
-    connection: WebSocketConnection,
-    config: StreamConfig = StreamConfig(),
+    connection: WebSocketConnection, config: StreamConfig = StreamConfig()
 ) -> AsyncGenerator[WsByteStream, None]:
     """A `WsByteStream` over ``connection``, with a nursery of its own.
 
@@ -26,15 +44,8 @@ async def wrap_websocket(
     Raises:
       TakeoverError: as `WsByteStream`.
     """
-    error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            async with WsByteStream(connection, nursery, config) as stream:
-                yield stream
-        except BaseException as exc:  # noqa: BLE001  # raised again, outside of the nursery
-            error = exc
-    if error is not None:
-        raise error
+    async with _open_nursery() as nursery, WsByteStream(connection, nursery, config) as stream:
+        yield stream
 
 
 @asynccontextmanager
@@ -50,7 +61,7 @@ async def open_ws_stream(
     """Connect to ``url`` and yield a `WsByteStream`; left as `wrap_websocket`.
 
     Args:
-      url (str): ``ws://`` or ``wss://``.
+      url (str): ``ws://`` or ``wss://`` (RFC 6455, 3).
       ssl_context (ssl.SSLContext or None): for ``wss``; None: Python's default.
       subprotocols (iterable of str): to offer, best first (RFC 6455, 1.9).
       extra_headers (iterable of (bytes, bytes)): for the opening handshake.
@@ -62,14 +73,72 @@ async def open_ws_stream(
           and `ConnectionTimeout` are kinds of it.
       ValueError: ``url`` is no WebSocket URL.
     """
-    async with (
-        open_websocket_url(
-            url,
-            ssl_context,
-            subprotocols=list(subprotocols),
-            extra_headers=list(extra_headers),
-            connect_timeout=connect_timeout,
-        ) as connection,
-        wrap_websocket(connection, config) as stream,
-    ):
-        yield stream
+    parsed = _parse_url(url)
+    async with _open_nursery() as nursery:
+        try:
+            with trio.fail_after(connect_timeout):
+                transport = await _open_transport(parsed, ssl_context)
+                try:
+                    connection = await _takeover.connect(
+                        nursery,
+                        transport,
+                        parsed.authority,
+                        parsed.resource,
+                        list(subprotocols),
+                        list(extra_headers),
+                    )
+                except BaseException:
+                    await trio.aclose_forcefully(transport)
+                    raise
+        except trio.TooSlowError:
+            raise ConnectionTimeout(f"{url} took more than {connect_timeout} seconds") from None
+        async with WsByteStream(connection, nursery, config) as stream:
+            yield stream
+
+
+class _Url(NamedTuple):
+    is_secure: bool
+    host: str
+    port: int
+    authority: str  # host and port, as written
+    resource: str  # path and query
+
+
+def _parse_url(url: str) -> _Url:
+    """RFC 6455, section 3."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss"):
+        raise ValueError(f"url must begin with ws:// or wss://: {url!r}")
+    if not parts.hostname:
+        raise ValueError(f"url must have a host: {url!r}")
+    if parts.fragment or "@" in parts.netloc:
+        raise ValueError(f"url must have neither a fragment nor a user: {url!r}")
+    is_secure = parts.scheme == "wss"
+    resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    port = parts.port or (443 if is_secure else 80)
+    return _Url(is_secure, parts.hostname, port, parts.netloc, resource)
+
+
+async def _open_transport(
+    url: _Url, ssl_context: ssl.SSLContext | None
+) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    try:
+        stream = await trio.open_tcp_stream(url.host, url.port)
+    except OSError as error:
+        raise HandshakeError(f"cannot connect to {url.authority}: {error}") from error
+    if not url.is_secure:
+        return stream
+    tls = trio.SSLStream(
+        stream,
+        ssl_context or ssl.create_default_context(),
+        server_hostname=url.host,
+        https_compatible=True,
+    )
+    try:
+        await tls.do_handshake()
+    except BaseException as error:
+        await trio.aclose_forcefully(stream)
+        if isinstance(error, trio.BrokenResourceError):
+            raise HandshakeError(f"no TLS with {url.authority}: {error.__cause__}") from error
+        raise
+    return tls

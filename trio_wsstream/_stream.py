@@ -6,11 +6,11 @@ Theory of operation
 *Reading is a turn that one task at a time has* (`_is_reading`). A caller who finds nothing unread
 and nobody reading reads the transport itself, with no task switch between it and the socket.
 The stream's own task, `_attend`, reads only when no caller has for `GRACE_PERIOD`, so that pings
-and Closes are answered while nobody receives; at once while a `ping` waits or the stream closes. It reads
-ahead `receive_buffer_size` bytes at the most. A caller who comes while it reads parks in `_news`.
-Otherwise it naps until something is due: the end of the grace period, keepalive, the closing
-deadline. A caller in the transport moves none of these; who leaves and finds the task dozing
-(`_is_dozing`: with no grace period set) sets it a new one.
+and Closes are answered while nobody receives; at once while a `ping` waits or the stream closes.
+It reads ahead `receive_buffer_size` bytes at the most. A caller who comes while it reads parks in
+`_news`. Otherwise it naps until something is due: the end of the grace period, keepalive, the
+closing deadline. A caller in the transport moves none of these; who leaves and finds the task
+dozing (`_is_dozing`: with no grace period set) sets it a new one.
 
 *Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
 the short-lived task that sends what `Protocol` owes the peer. A `send_all` sends that as well,
@@ -25,7 +25,7 @@ looks again: the conditions are facts of `Protocol` and of this class, never mes
 
 *Ends.* `_begin_closing` starts the clock of `close_timeout`; `_is_over` says when there is nothing
 left to wait for; then `_attend` closes the transport and `_conclude` tells everybody. Who must not
-wait calls `_drop` instead. Nothing that peer, network or callers do makes a task of the stream raise.
+wait calls `_drop` instead. No task of the stream raises for what peer, network or callers do.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ READ_SIZE: Final = 65536 + MAX_HEADER
 """Bytes for each read: messages of the default size stay aligned with reads."""
 
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
+
+_SCHEDULE_POINTS: Final = 10  # any transport's writing takes fewer, if it need not wait
 
 
 class _WriteTurn:
@@ -315,8 +317,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._is_closed_here = True
             raise
         finally:
-            await trio.aclose_forcefully(self._transport)
-            self._conclude()
+            await self._close_forcefully()
 
     def _reads_at(self) -> float:
         """From when on it is the task's turn to read."""
@@ -376,10 +377,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return
         self._protocol.time_out()
         self._digest()
-        if not self._write_turn.is_taken:
-            # Its deadline has passed: it comes to an end at the first wait.
-            with trio.CancelScope(deadline=now):
-                await self._flush()
+        for _ in range(_SCHEDULE_POINTS):
+            if not self._close_is_out:
+                await trio.lowlevel.checkpoint()
         self._close_deadline = now
 
     def _settle_hold(self, now: float) -> None:
@@ -667,7 +667,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """Close the transport with no word to the peer."""
         if self.closed is None:
             self._is_closed_here = True
+            await self._close_forcefully()
+
+    async def _close_forcefully(self) -> None:
+        try:
             await trio.aclose_forcefully(self._transport)
+        finally:  # it is closed, even if that was cancelled
             self._conclude()
 
     def _conclude(self) -> None:

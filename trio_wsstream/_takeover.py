@@ -27,7 +27,7 @@ from typing import Any, Final
 import trio
 import trio_websocket
 import wsproto
-from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from trio_websocket import CloseReason, ConnectionClosed, HandshakeError, WebSocketConnection
 from wsproto.connection import ConnectionState
 
 from ._errors import ProtocolViolation, TakeoverError
@@ -81,6 +81,53 @@ class _NoStream:
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
+
+
+async def connect(
+    nursery: trio.Nursery,
+    transport: trio.abc.Stream,
+    host: str,
+    path: str,
+    subprotocols: list[str],
+    extra_headers: list[tuple[bytes, bytes]],
+) -> WebSocketConnection:
+    """A client's opening handshake over ``transport``.
+
+    As trio-websocket's ``wrap_client_stream``, which waits for ever if the server hangs up in
+    the handshake, and has its task raise in ``nursery`` if the server refuses.
+
+    Raises:
+      trio_websocket.HandshakeError: if the handshake failed. The transport is the caller's.
+    """
+    connection = WebSocketConnection(
+        transport,
+        wsproto.WSConnection(wsproto.ConnectionType.CLIENT),
+        host=host,
+        path=path,
+        client_subprotocols=subprotocols,
+        client_extra_headers=extra_headers,
+    )
+    failure = HandshakeError("the server ended the connection in the opening handshake")
+    opening = trio.CancelScope()
+
+    async def read() -> None:
+        nonlocal failure
+        try:
+            await connection._reader_task()
+        except HandshakeError as error:
+            failure = error
+        except Exception as error:
+            if connection._open_handshake.is_set():
+                raise
+            failure.__cause__ = error  # from h11: what the server said was not HTTP
+        opening.cancel()
+
+    nursery.start_soon(read)
+    with opening:
+        await connection._open_handshake.wait()
+    if not connection._open_handshake.is_set():
+        raise failure
+    return connection
 
 
 def transport_of(connection: WebSocketConnection) -> trio.abc.Stream:

@@ -1,0 +1,504 @@
+"""Subscriptions: what they see, lose and hold up; and pings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_wsstream import (
+    AbnormalClosure,
+    CloseReceived,
+    ErrorOccurred,
+    EventsLost,
+    PingReceived,
+    PongReceived,
+    StreamClosed,
+    StreamConfig,
+    TextPolicy,
+    TextReceived,
+    WsByteStream,
+    WsEvent,
+)
+
+from .pairs import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    RawPeer,
+    background,
+    close_payload,
+    raw_pair,
+    stream_pair,
+)
+from .test_closing import all_events
+
+CLOSED = StreamClosed(1000, "", True, None)
+
+
+async def send_pings(peer: RawPeer, *numbers: int) -> None:
+    for number in numbers:
+        await peer.send(PING, b"%d" % number)
+
+
+def ping(number: int) -> PingReceived:
+    return PingReceived(b"%d" % number)
+
+
+async def read_until_blocked(stream: WsByteStream, nursery: trio.Nursery) -> None:
+    """Have what the peer has sent read, as far as that goes."""
+
+    async def read() -> None:
+        try:
+            while await stream.receive_some():
+                pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    nursery.start_soon(read)
+    await wait_all_tasks_blocked()
+
+
+async def test_events_come_in_the_order_of_the_wire() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, config=StreamConfig(text=TextPolicy.AS_EVENTS))
+        events = stream.subscribe()
+        await peer.send(PING, b"1")
+        await peer.send(TEXT, b"2")
+        await peer.send(PONG, b"3")
+        await peer.send(CLOSE, close_payload(1000))
+        await read_until_blocked(stream, nursery)
+        assert await all_events(events) == [
+            PingReceived(b"1"),
+            TextReceived("2"),
+            PongReceived(b"3"),
+            CloseReceived(1000, ""),
+            CLOSED,
+        ]
+
+
+async def test_each_subscriber_sees_the_kinds_it_wants_and_the_end() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        everything = stream.subscribe()
+        pings = stream.subscribe(kinds=PingReceived)
+        pongs_and_closes = stream.subscribe(kinds=[PongReceived, CloseReceived])
+        nothing = stream.subscribe(kinds=[])
+        await peer.send(PING, b"1")
+        await peer.send(PONG, b"2")
+        await peer.send(CLOSE, close_payload(1000))
+        await read_until_blocked(stream, nursery)
+        close = CloseReceived(1000, "")
+        one, two = PingReceived(b"1"), PongReceived(b"2")
+        assert await all_events(everything) == [one, two, close, CLOSED]
+        assert await all_events(pings) == [one, CLOSED]
+        assert await all_events(pongs_and_closes) == [two, close, CLOSED]
+        assert await all_events(nothing) == [CLOSED]
+
+
+async def test_who_subscribes_after_the_end_sees_the_end() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        await peer.transport.aclose()
+        await read_until_blocked(stream, nursery)
+        assert await all_events(stream.subscribe()) == [stream.closed]
+        assert await all_events(stream.subscribe(0, kinds=PingReceived)) == [stream.closed]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+async def test_a_full_channel_loses_new_events_and_tells_how_many(size: int) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(size)
+        await send_pings(peer, *range(size + 4))
+        await read_until_blocked(stream, nursery)
+        for number in range(size):
+            assert await events.receive() == ping(number)
+        with pytest.raises(trio.WouldBlock):
+            events.receive_nowait()
+        await send_pings(peer, 100)
+        await wait_all_tasks_blocked()
+        assert await events.receive() == EventsLost(4)
+        assert await events.receive() == ping(100)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+async def test_the_end_comes_through_a_full_channel(size: int) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(size)
+        await send_pings(peer, *range(8))
+        await peer.send(CLOSE, close_payload(1000))
+        await read_until_blocked(stream, nursery)
+        expected = [*map(ping, range(size)), EventsLost(9 - size), CLOSED]
+        assert await all_events(events) == expected
+
+
+async def test_loss_is_told_again_at_the_end_if_it_happens_again() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(1)
+        await read_until_blocked(stream, nursery)
+        for number in range(2):
+            await send_pings(peer, number)
+            await wait_all_tasks_blocked()
+        assert await events.receive() == ping(0)
+        for number in range(2, 5):
+            await send_pings(peer, number)
+            await wait_all_tasks_blocked()
+        await peer.transport.aclose()
+        lost, third, lost_again, closed = await all_events(events)
+        assert (lost, third, lost_again) == (EventsLost(1), ping(2), EventsLost(3))
+        assert isinstance(closed, StreamClosed)
+
+
+async def test_a_channel_without_buffer_delivers_to_who_waits() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(0)
+        await read_until_blocked(stream, nursery)
+        seen: list[WsEvent] = []
+
+        async def collect() -> None:
+            seen.extend([await events.receive(), await events.receive()])
+
+        nursery.start_soon(collect)
+        await wait_all_tasks_blocked()
+        await send_pings(peer, 1)
+        await wait_all_tasks_blocked()
+        await send_pings(peer, 2)
+        await wait_all_tasks_blocked()
+        assert seen == [ping(1), ping(2)]
+
+
+async def test_an_unbounded_channel_loses_nothing() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(math.inf)
+        await send_pings(peer, *range(500))
+        await peer.send(CLOSE, close_payload(1000))
+        await read_until_blocked(stream, nursery)
+        assert await all_events(events) == [
+            *map(ping, range(500)),
+            CloseReceived(1000, ""),
+            CLOSED,
+        ]
+
+
+async def test_closing_the_channel_ends_the_subscription() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        for backpressure in (False, True):
+            stream.subscribe(0, backpressure=backpressure).close()
+        await send_pings(peer, 1)
+        await peer.send(BINARY, b"x")
+        assert await stream.receive_some() == b"x"
+        stream.subscribe()
+        assert len(stream._subscriptions) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError), (True, TypeError)]
+)
+async def test_a_wrong_buffer_size_is_refused(size: int, error: type[Exception]) -> None:
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery)
+        with pytest.raises(error, match=str(size)):
+            stream.subscribe(size)
+
+
+@pytest.mark.parametrize("kinds", [int, [int], [PingReceived, "PongReceived"]])
+async def test_a_wrong_kind_is_refused(kinds: type[WsEvent]) -> None:
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery)
+        with pytest.raises(TypeError, match="kinds must be"):
+            stream.subscribe(kinds=kinds)
+
+
+# Backpressure
+
+
+async def test_with_backpressure_decoding_stops_at_the_event_that_must_wait() -> None:
+    async with background() as nursery, trio.open_nursery() as reading:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(1, backpressure=True)
+        wire = peer.frame(BINARY, b"one") + peer.frame(PING, b"1") + peer.frame(PING, b"2")
+        await peer.transport.send_all(wire + peer.frame(BINARY, b"two") + peer.frame(PING, b"3"))
+        assert await stream.receive_some() == b"one"
+        received = []
+
+        async def read() -> None:
+            received.append(await stream.receive_some())
+
+        reading.start_soon(read)
+        await wait_all_tasks_blocked()
+        assert received == []
+        assert await events.receive() == ping(1)
+        await wait_all_tasks_blocked()
+        assert received == [b"two"]
+        assert [await events.receive() for _ in range(2)] == [ping(2), ping(3)]
+
+
+async def test_with_backpressure_nothing_is_lost_and_reading_stops(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        events = stream.subscribe(2, backpressure=True)
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            for number in range(50):
+                await send_pings(peer, number)
+                sent = number + 1
+
+        nursery.start_soon(send)
+        nursery.start_soon(take_all, peer)
+        await trio.sleep(5)
+        assert sent < 5
+        assert [await events.receive() for _ in range(50)] == [ping(n) for n in range(50)]
+        await trio.sleep(5)
+        assert sent == 50
+
+
+async def take_all(peer: RawPeer) -> None:
+    try:
+        while True:
+            await peer.receive()
+    except EOFError:
+        pass
+
+
+async def test_a_receive_some_cancelled_while_a_subscriber_is_full_loses_no_event() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(0, backpressure=True)
+        await send_pings(peer, 1, 2)
+        for _ in range(3):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as reading:
+                    reading.start_soon(stream.receive_some)
+                    await wait_all_tasks_blocked()
+                    scope.cancel()
+        await read_until_blocked(stream, nursery)
+        assert await events.receive() == ping(1)
+        assert await events.receive() == ping(2)
+
+
+async def test_a_full_subscriber_holds_up_data_but_no_aclose() -> None:
+    async with background() as nursery, trio.open_nursery() as reading:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(1, backpressure=True)
+        await send_pings(peer, 1, 2, 3)
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        reading.start_soon(read)
+        await wait_all_tasks_blocked()
+        await peer.send(CLOSE, close_payload(1000))
+        await stream.aclose()
+        assert await all_events(events) == [ping(1), EventsLost(3), CLOSED]
+
+
+async def test_a_full_subscriber_holds_up_no_close_of_the_peer() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(1, backpressure=True)
+        await send_pings(peer, 1)
+        await peer.send(CLOSE, close_payload(1000))
+        assert await stream.receive_some() == b""
+        assert await all_events(events) == [ping(1), CloseReceived(1000, ""), CLOSED]
+
+
+async def test_a_full_subscriber_holds_up_no_failure() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(1, backpressure=True)
+        await send_pings(peer, 1)
+        await peer.send(3)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await peer.transport.aclose()
+        one, lost, closed = await all_events(events)
+        assert (one, lost) == (ping(1), EventsLost(1))
+        assert isinstance(closed, StreamClosed)
+
+
+async def test_a_subscriber_that_closes_its_full_channel_lets_reading_go_on() -> None:
+    async with background() as nursery, trio.open_nursery() as reading:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(0, backpressure=True)
+        await send_pings(peer, 1)
+        await peer.send(BINARY, b"x")
+
+        async def read() -> None:
+            assert await stream.receive_some() == b"x"
+
+        reading.start_soon(read)
+        await wait_all_tasks_blocked()
+        events.close()
+
+
+async def test_a_subscriber_with_backpressure_holds_up_the_others_together_with_the_data() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        slow = stream.subscribe(1, backpressure=True)
+        quick = stream.subscribe(10)
+        await send_pings(peer, 1, 2, 3)
+        await read_until_blocked(stream, nursery)
+        assert [quick.receive_nowait() for _ in range(2)] == [ping(1), ping(2)]
+        with pytest.raises(trio.WouldBlock):
+            quick.receive_nowait()
+        assert await slow.receive() == ping(1)
+        await wait_all_tasks_blocked()
+        assert quick.receive_nowait() == ping(3)
+
+
+# StreamClosed
+
+
+async def test_stream_closed_comes_before_aclose_returns_and_nothing_after_it() -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery)
+        events = server.subscribe()
+        await client.aclose(3000, "x")
+        await wait_all_tasks_blocked()
+        await server.aclose()
+        error = AbnormalClosure(3000, "x")
+        assert events.receive_nowait() == CloseReceived(3000, "x")
+        assert events.receive_nowait() == StreamClosed(3000, "x", True, error)
+        with pytest.raises(trio.EndOfChannel):
+            events.receive_nowait()
+        assert server.connection.closed is not None
+        assert (server.connection.closed.code, server.connection.closed.reason) == (3000, "x")
+
+
+# Pings
+
+
+async def test_ping_returns_the_seconds_until_its_pong(mock_clock: MockClock) -> None:
+    async with background() as nursery, trio.open_nursery() as pinging:
+        stream, peer = await raw_pair(nursery)
+
+        async def do_ping() -> None:
+            assert await stream.ping(b"payload") == 1.5
+
+        pinging.start_soon(do_ping)
+        assert await peer.receive() == (PING, b"payload")
+        mock_clock.jump(1.5)
+        await peer.send(PONG, b"payload")
+
+
+async def test_ping_works_between_streams_with_nobody_receiving() -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery, "tcp")
+        events = server.subscribe()
+        assert 0 < await client.ping(b"x") < 5
+        assert await events.receive() == PingReceived(b"x")
+        assert 0 < await server.ping() < 5
+
+
+async def test_a_pong_answers_its_ping_and_all_earlier_ones() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        answered = []
+
+        async def do_ping(payload: bytes) -> None:
+            await stream.ping(payload)
+            answered.append(payload)
+
+        for payload in (b"1", b"2", b"3"):
+            nursery.start_soon(do_ping, payload)
+            await wait_all_tasks_blocked()
+        await peer.send(PONG, b"unknown")
+        await wait_all_tasks_blocked()
+        assert answered == []
+        await peer.send(PONG, b"2")
+        await wait_all_tasks_blocked()
+        assert sorted(answered) == [b"1", b"2"]
+
+
+async def test_wrong_pings_are_refused() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        with pytest.raises(ValueError, match="126"):
+            await stream.ping(bytes(126))
+        with pytest.raises(TypeError):
+            await stream.ping("text")  # type: ignore[arg-type]
+        nursery.start_soon(stream.ping, b"same")
+        assert await peer.receive() == (PING, b"same")
+        with pytest.raises(ValueError, match="same"):
+            await stream.ping(b"same")
+        nursery.start_soon(stream.ping, bytes(125))
+        assert await peer.receive() == (PING, bytes(125))
+
+
+async def test_a_cancelled_ping_breaks_nothing() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as pinging:
+                pinging.start_soon(stream.ping, b"cancelled")
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        await stream.send_all(b"x")
+        assert await peer.receive() == (PING, b"cancelled")
+        assert await peer.receive() == (BINARY, b"x")
+        await peer.send(PONG, b"cancelled")
+        await read_until_blocked(stream, nursery)
+        nursery.start_soon(stream.ping, b"cancelled")
+        assert await peer.receive() == (PING, b"cancelled")
+
+
+@pytest.mark.parametrize("end", ["close", "half-close", "violation", "tcp"])
+async def test_a_ping_never_waits_for_ever(end: str) -> None:
+    async with background() as nursery, trio.open_nursery() as pinging:
+        stream, peer = await raw_pair(nursery)
+
+        async def do_ping() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.ping()
+
+        pinging.start_soon(do_ping)
+        await wait_all_tasks_blocked()
+        if end == "tcp":
+            await peer.transport.aclose()
+        elif end == "violation":
+            await peer.send(3)
+        else:
+            await peer.send(CLOSE, close_payload(1000, end))
+
+
+async def test_a_ping_ends_when_this_side_half_closes() -> None:
+    async with background() as nursery, trio.open_nursery() as pinging:
+        stream, _ = await raw_pair(nursery)
+
+        async def do_ping() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.ping()
+
+        pinging.start_soon(do_ping)
+        await wait_all_tasks_blocked()
+        await stream.send_eof()
+
+
+async def test_an_error_is_an_event_once() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(kinds=ErrorOccurred)
+        await peer.send(3)
+        await peer.send(3)
+        await peer.transport.aclose()
+        await read_until_blocked(stream, nursery)
+        error, closed = await all_events(events)
+        assert isinstance(error, ErrorOccurred)
+        assert isinstance(closed, StreamClosed)
+        assert closed.error is error.error

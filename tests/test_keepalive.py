@@ -1,0 +1,247 @@
+"""Keepalive, on Trio's mock clock: when a ping is sent, and when a peer is given up."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_wsstream import (
+    CloseReceived,
+    ErrorOccurred,
+    KeepaliveTimeout,
+    PingReceived,
+    StreamClosed,
+    StreamConfig,
+    WsByteStream,
+)
+
+from .pairs import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    RawPeer,
+    background,
+    close_payload,
+    raw_pair,
+    stream_pair,
+)
+from .test_closing import all_events
+
+CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
+READERS = pytest.mark.parametrize("caller_reads", [True, False])
+
+
+async def keepalive_pair(
+    nursery: trio.Nursery,
+    caller_reads: bool = True,
+    config: StreamConfig = CONFIG,
+    transport: str = "memory",
+) -> tuple[WsByteStream, RawPeer]:
+    stream, peer = await raw_pair(nursery, transport, config)
+    if caller_reads:
+        nursery.start_soon(read_on, stream)
+    await wait_all_tasks_blocked()
+    return stream, peer
+
+
+async def read_on(stream: WsByteStream) -> None:
+    try:
+        while await stream.receive_some():
+            pass
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+@READERS
+async def test_after_the_interval_without_a_sign_of_life_a_ping_goes_out(
+    caller_reads: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, caller_reads)
+        started = trio.current_time()
+        for number in range(1, 4):
+            opcode, payload = await peer.receive()
+            assert opcode == PING
+            assert trio.current_time() - started == pytest.approx(20 * number)
+            await peer.send(PONG, payload)
+        assert stream.closed is None
+
+
+@READERS
+async def test_any_byte_received_is_a_sign_of_life(
+    caller_reads: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        _, peer = await keepalive_pair(nursery, caller_reads)
+        started = trio.current_time()
+        for byte in peer.frame(BINARY, b"123"):
+            await trio.sleep(19)
+            await peer.transport.send_all(bytes([byte]))
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(9 * 19 + 20)
+
+
+@READERS
+async def test_without_a_sign_of_life_after_a_ping_the_peer_is_given_up(
+    caller_reads: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, caller_reads)
+        events = stream.subscribe()
+        started = trio.current_time()
+        assert (await peer.receive())[0] == PING
+        opcode, payload = await peer.receive()
+        assert (opcode, payload[:2]) == (CLOSE, (1011).to_bytes(2, "big"))
+        assert trio.current_time() - started == pytest.approx(25)
+        await peer.expect_eof()
+        assert trio.current_time() - started == pytest.approx(25)  # it did not wait for us
+        error, closed = await all_events(events)
+        assert isinstance(error, ErrorOccurred)
+        assert isinstance(error.error, KeepaliveTimeout)
+        assert closed == StreamClosed(1006, "", False, error.error)
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await stream.receive_some()
+        assert broken.value.__cause__ == error.error
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"x")
+
+
+async def test_a_clogged_transport_is_dropped_without_a_close(autojump_clock: MockClock) -> None:
+    async with background() as nursery, trio.open_nursery() as sending:
+        stream, _ = await keepalive_pair(nursery, transport="lockstep")
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await stream.send_all(b"nobody takes this")
+            assert isinstance(broken.value.__cause__, KeepaliveTimeout)
+
+        started = trio.current_time()
+        sending.start_soon(send)
+        (_, closed) = await all_events(stream.subscribe())
+        assert isinstance(closed, StreamClosed)
+        assert trio.current_time() - started == pytest.approx(25)
+
+
+@pytest.mark.parametrize("taken_at", [21, 24])
+async def test_a_frame_accepted_after_it_had_to_wait_is_a_sign_of_life(
+    taken_at: float, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, transport="lockstep")
+        nursery.start_soon(stream.send_all, b"takes its time")
+        started = trio.current_time()
+        await trio.sleep(taken_at)
+        assert (await peer.receive())[0] == BINARY
+        assert (await peer.receive())[0] == PING
+        events = stream.subscribe()
+        await all_events(events)
+        # The ping was accepted after waiting as well, when that frame was.
+        assert trio.current_time() - started == pytest.approx(taken_at + 25, abs=0.1)
+
+
+async def test_a_frame_that_did_not_wait_is_no_sign_of_life(autojump_clock: MockClock) -> None:
+    """The kernel's buffer takes frames for a dead peer, too."""
+    async with background() as nursery:
+        stream, _ = await keepalive_pair(nursery)
+        events = stream.subscribe()
+        started = trio.current_time()
+
+        async def send() -> None:
+            for _ in range(24):
+                await trio.sleep(1)
+                await stream.send_all(b"x")
+
+        nursery.start_soon(send)
+        await all_events(events)
+        assert trio.current_time() - started == pytest.approx(25)
+
+
+async def test_the_clock_stands_still_while_a_slow_caller_holds_reading_back(
+    autojump_clock: MockClock,
+) -> None:
+    config = StreamConfig(ping_interval=20, ping_timeout=5, receive_buffer_size=10)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, config=config)
+        await peer.send(BINARY, bytes(10))
+        await trio.sleep(1000)
+        assert stream.closed is None
+        assert len(await stream.receive_some()) == 10
+        started = trio.current_time()
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(20, abs=0.2)
+
+
+async def test_the_clock_stands_still_while_a_slow_subscriber_holds_reading_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, config=CONFIG)
+        events = stream.subscribe(1, backpressure=True)
+        for _ in range(2):
+            await peer.send(PING)
+        await trio.sleep(1000)
+        assert stream.closed is None
+        assert await events.receive() == PingReceived(b"")
+        assert await events.receive() == PingReceived(b"")
+        started = trio.current_time()
+        seen = [(await peer.receive())[0] for _ in range(3)]
+        assert seen == [PONG, PONG, PING]
+        assert trio.current_time() - started == pytest.approx(20, abs=0.2)
+
+
+async def test_keepalive_rests_once_the_peer_has_closed(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery)
+        await peer.send(CLOSE, close_payload(1000, "half-close"))
+        await trio.sleep(1000)
+        await stream.send_all(b"x")
+        assert await peer.receive() == (BINARY, b"x")
+
+
+async def test_keepalive_rests_once_this_side_has_half_closed(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery)
+        await stream.send_eof()
+        await trio.sleep(1000)
+        assert stream.closed is None
+        assert (await peer.receive())[0] == CLOSE
+        await peer.send(CLOSE, close_payload(1000))
+        await peer.expect_eof()
+
+
+async def test_no_interval_switches_keepalive_off(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, config=StreamConfig(ping_interval=None))
+        await trio.sleep(1000)
+        await stream.send_all(b"x")
+        assert await peer.receive() == (BINARY, b"x")
+
+
+async def test_no_timeout_sends_pings_and_demands_nothing(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        config = StreamConfig(ping_interval=20, ping_timeout=None)
+        stream, peer = await keepalive_pair(nursery, config=config)
+        started = trio.current_time()
+        for number in range(1, 4):
+            assert (await peer.receive())[0] == PING
+            assert trio.current_time() - started == pytest.approx(20 * number)
+        assert stream.closed is None
+
+
+async def test_two_streams_keep_each_other_alive_with_one_task_each(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery)
+        await client.send_all(b"1")
+        assert await server.receive_some() == b"1"
+        await server.send_all(b"2")
+        assert await client.receive_some() == b"2"
+        await trio.sleep(10_010)  # no ping is just under way
+        assert client.closed is server.closed is None
+        assert len(nursery.child_tasks) == 2
+        events = server.subscribe(kinds=CloseReceived)
+        await client.aclose()
+        assert await events.receive() == CloseReceived(1000, "")

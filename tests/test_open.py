@@ -1,0 +1,262 @@
+"""Opening streams, over real sockets, to peers that are not ours; and leaving them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio_websocket
+import websockets.sync.client
+import websockets.sync.server
+from trio_websocket import WebSocketRequest
+
+from trio_wsstream import (
+    AbnormalClosure,
+    StreamClosed,
+    StreamConfig,
+    TakeoverError,
+    WsByteStream,
+    open_ws_stream,
+    wrap_websocket,
+)
+
+from .pairs import CLIENT_TLS, SERVER_TLS, SHORT, background, connection_pair
+
+
+@asynccontextmanager
+async def echo_server(tls: bool = False) -> AsyncGenerator[str, None]:
+    """trio-websocket's server with streams that echo; its URL."""
+
+    async def handle(request: WebSocketRequest) -> None:
+        wanted = request.proposed_subprotocols
+        connection = await request.accept(
+            subprotocol=wanted[0] if wanted else None,
+            extra_headers=[(b"X-Seen", request.path.encode())],
+        )
+        async with wrap_websocket(connection) as stream:
+            try:
+                async for chunk in stream:
+                    await stream.send_all(chunk)
+            except trio.BrokenResourceError:
+                pass  # the client has closed with a code that is no clean end
+
+    async with background() as nursery:
+        serve = partial(
+            trio_websocket.serve_websocket, handle, "127.0.0.1", 0, SERVER_TLS if tls else None
+        )
+        server = await nursery.start(serve)
+        scheme = "wss://localhost" if tls else "ws://127.0.0.1"
+        yield f"{scheme}:{server.port}/a/path?query"
+
+
+async def exchange(stream: WsByteStream, data: bytes) -> bytes:
+    """Send ``data`` with a half-close, and receive until the end."""
+    received = b""
+
+    async def send() -> None:
+        await stream.send_all(data)
+        await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        async for chunk in stream:
+            received += chunk
+    return received
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_stream_from_a_url_carries_bytes_both_ways_and_half_closes(tls: bool) -> None:
+    data = bytes(range(256)) * 4000
+    async with (
+        echo_server(tls) as url,
+        open_ws_stream(
+            url,
+            CLIENT_TLS if tls else None,
+            subprotocols=["mqtt", "amqp"],
+            extra_headers=[(b"Authorization", b"Basic eA==")],
+        ) as stream,
+    ):
+        assert stream.subprotocol == "mqtt"
+        assert stream.path == "/a/path?query"
+        assert (b"x-seen", b"/a/path?query") in stream.handshake_headers
+        assert f":{stream.remote.port}/" in url  # type: ignore[union-attr]
+        assert stream.local.url.startswith("wss" if tls else "ws:")  # type: ignore[union-attr]
+        assert await exchange(stream, data) == data
+    assert stream.closed == StreamClosed(1000, "", True, None)
+
+
+async def test_addresses_are_a_repr_where_the_transport_has_none() -> None:
+    async with background() as nursery:
+        client, server = await connection_pair(nursery, "memory")
+        async with wrap_websocket(client, SHORT) as stream:
+            assert "MemorySendStream" in str(stream.local)
+            assert stream.local == stream.remote
+        await server.aclose()
+
+
+async def test_a_refused_tcp_connection_is_a_handshake_error() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with pytest.raises(trio_websocket.HandshakeError):
+        async with open_ws_stream(f"ws://127.0.0.1:{port}/"):
+            raise AssertionError("it was opened")
+
+
+async def test_a_rejected_handshake_is_a_connection_rejected() -> None:
+    async def reject(request: WebSocketRequest) -> None:
+        await request.reject(403)
+
+    async with background() as nursery:
+        serve = partial(trio_websocket.serve_websocket, reject, "127.0.0.1", 0, None)
+        server = await nursery.start(serve)
+        with pytest.raises(trio_websocket.ConnectionRejected) as rejected:
+            async with open_ws_stream(f"ws://127.0.0.1:{server.port}/"):
+                raise AssertionError("it was opened")
+        assert rejected.value.status_code == 403
+
+
+async def test_a_silent_server_is_a_connection_timeout() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(trio_websocket.ConnectionTimeout):
+            async with open_ws_stream(f"ws://127.0.0.1:{port}/", connect_timeout=0.05):
+                raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n\r\nhello", b"\x16\x03\x01 noise"])
+async def test_a_server_that_speaks_no_websocket_is_a_handshake_error_at_once(
+    answer: bytes,
+) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    async with background() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        with pytest.raises(trio_websocket.HandshakeError) as error:
+            async with open_ws_stream(f"ws://127.0.0.1:{port}/"):
+                raise AssertionError("it was opened")
+        assert not isinstance(error.value, trio_websocket.ConnectionTimeout)
+
+
+async def test_a_certificate_that_is_not_trusted_is_a_handshake_error() -> None:
+    async with echo_server(tls=True) as url:
+        with pytest.raises(trio_websocket.HandshakeError, match="certificate"):
+            async with open_ws_stream(url):
+                raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost/", "ws:///path", "localhost", "ws://host/#fragment", "ws://me@host/"]
+)
+async def test_what_is_no_websocket_url_is_a_value_error(url: str) -> None:
+    with pytest.raises(ValueError, match=url):
+        async with open_ws_stream(url):
+            raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("error", [ValueError("of the user"), KeyboardInterrupt(), SystemExit(3)])
+async def test_an_exception_comes_out_as_it_was(error: BaseException) -> None:
+    async with echo_server() as url:
+        with pytest.raises(type(error)) as caught:
+            async with open_ws_stream(url) as stream:
+                await stream.send_all(b"x")
+                raise error
+    assert caught.value is error
+    # An Exception was told to the peer with 1011; with any other the transport was dropped.
+    assert stream.closed is not None
+    assert stream.closed.clean is isinstance(error, Exception)
+    if isinstance(error, Exception):
+        assert stream.closed.error == AbnormalClosure(1011)
+
+
+async def test_a_cancelled_block_drops_the_transport_and_hides_nothing() -> None:
+    async with echo_server() as url:
+        with trio.CancelScope() as scope:
+            async with open_ws_stream(url) as stream:
+                scope.cancel()
+                await stream.receive_some()
+        assert scope.cancelled_caught
+        assert stream.closed == StreamClosed(1006, "", False, None)
+
+
+async def test_a_takeover_error_comes_out_of_wrap_websocket_in_no_group() -> None:
+    async with background() as nursery:
+        client, _ = await connection_pair(nursery)
+        WsByteStream(client, nursery, SHORT)
+        with pytest.raises(TakeoverError, match="before"):
+            async with wrap_websocket(client):
+                raise AssertionError("it was taken over twice")
+
+
+async def test_a_closed_nursery_is_a_takeover_error_and_nothing_was_touched() -> None:
+    async with background() as nursery:
+        client, server = await connection_pair(nursery)
+        async with trio.open_nursery() as closed:
+            pass
+        with pytest.raises(TakeoverError, match="nursery"):
+            WsByteStream(client, closed)
+        await client.send_message(b"still works")
+        assert await server.get_message() == b"still works"
+
+
+@pytest.mark.parametrize("connection", [None, "connection", object()])
+async def test_another_connection_is_a_type_error(connection: object) -> None:
+    async with background() as nursery:
+        with pytest.raises(TypeError, match="WebSocketConnection"):
+            WsByteStream(connection, nursery)  # type: ignore[arg-type]
+
+
+async def test_another_config_is_a_type_error() -> None:
+    async with background() as nursery:
+        client, _ = await connection_pair(nursery)
+        with pytest.raises(TypeError, match="StreamConfig"):
+            WsByteStream(client, nursery, {"ping_interval": 1})  # type: ignore[arg-type]
+
+
+# A peer that is not ours: `websockets`, in a thread
+
+
+@pytest.mark.parametrize("size", [1, 1000, 3_000_000])
+async def test_a_client_of_websockets_understands_us(size: int) -> None:
+    def client(url: str, data: bytes) -> tuple[int | None, bytes]:
+        with websockets.sync.client.connect(url, compression=None) as connection:
+            received = b""
+            for start in range(0, len(data), 100_000):
+                connection.send(data[start : start + 100_000])
+            while len(received) < len(data):
+                received += connection.recv()  # type: ignore[operator]
+            connection.ping().wait()
+            connection.close(4002, "enough")
+            return connection.close_code, received
+
+    data = bytes(range(251)) * (size // 251 + 1)
+    async with echo_server() as url:
+        assert await trio.to_thread.run_sync(client, url, data) == (4002, data)
+
+
+async def test_a_server_of_websockets_understands_us() -> None:
+    """It has no half-close: nothing that was sent is lost, and the end is a plain close."""
+    received = []
+
+    def handle(connection: websockets.sync.server.ServerConnection) -> None:
+        received.extend(connection)
+
+    with websockets.sync.server.serve(handle, "127.0.0.1", 0, compression=None) as server:
+        port = server.socket.getsockname()[1]
+        async with background() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, server.serve_forever)
+            config = StreamConfig(max_message_size=1000)
+            async with open_ws_stream(f"ws://127.0.0.1:{port}/", config=config) as stream:
+                assert 0 < await stream.ping() < 5
+                assert await exchange(stream, b"x" * 2500) == b""
+            assert [len(message) for message in received] == [1000, 1000, 500]
+            assert stream.closed == StreamClosed(1000, "half-close", True, None)
+            server.shutdown()

@@ -1,0 +1,206 @@
+"""Writing: messages, turns, and what a cancelled send leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
+
+from .pairs import BINARY, PING, PONG, RawPeer, background, raw_pair
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("client", [True, False])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_send_all_sends_messages_of_at_most_max_message_size(
+    kind: type, client: bool, transport: str
+) -> None:
+    config = StreamConfig(max_message_size=300)
+    data = bytes(range(256)) * 3
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, config, client=client)
+        await stream.send_all(kind(data))
+        assert await peer.receive() == (BINARY, data[:300])
+        assert await peer.receive() == (BINARY, data[300:600])
+        assert await peer.receive() == (BINARY, data[600:])
+
+
+async def test_a_memoryview_of_any_format_is_sent_as_its_bytes() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        await stream.send_all(memoryview(b"12345678").cast("I"))
+        assert await peer.receive() == (BINARY, b"12345678")
+
+
+async def test_nothing_is_sent_for_no_bytes() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        await stream.send_all(b"")
+        await stream.send_all(b"x")
+        assert await peer.receive() == (BINARY, b"x")
+
+
+async def test_each_frame_of_a_client_has_a_fresh_masking_key() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, client=True)
+        keys = set()
+        for _ in range(50):
+            await stream.send_all(bytes(4))  # the mask of zeros is the key itself
+            wire = await peer.transport.receive_some(100)
+            assert wire[2:6] == wire[6:]
+            keys.add(bytes(wire[2:6]))
+        assert len(keys) == 50
+
+
+@pytest.mark.parametrize("method", ["send_all", "send_eof", "wait_send_all_might_not_block"])
+@pytest.mark.parametrize("first", ["send_all", "wait_send_all_might_not_block"])
+async def test_a_second_sender_is_busy(first: str, method: str) -> None:
+    def call(stream: WsByteStream, name: str) -> object:
+        return getattr(stream, name)(*([b"x"] if name == "send_all" else []))
+
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, "lockstep")
+
+        async def send_first() -> None:
+            await call(stream, first)  # type: ignore[misc]
+
+        nursery.start_soon(send_first)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await call(stream, method)  # type: ignore[misc]
+
+
+async def test_pings_and_pongs_take_their_turn_and_are_never_busy() -> None:
+    """Frames of several tasks never interleave, and go between the messages of one send."""
+    config = StreamConfig(max_message_size=1000)
+    data = bytes(3000)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep", config)
+        nursery.start_soon(stream.send_all, data)
+        nursery.start_soon(stream.receive_some)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(stream.ping, b"from here")
+        await peer.send(PING, b"from there")
+        await wait_all_tasks_blocked()
+        assert await peer.receive() == (BINARY, data[:1000])
+        assert await peer.receive() == (PING, b"from here")
+        assert await peer.receive() == (PONG, b"from there")
+        assert await peer.receive() == (BINARY, data[:1000])
+        assert await peer.receive() == (BINARY, data[:1000])
+
+
+async def test_wait_send_all_might_not_block_holds_the_turn() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        nursery.start_soon(stream.wait_send_all_might_not_block)
+        nursery.start_soon(stream.receive_some)
+        await wait_all_tasks_blocked()
+        await peer.send(PING, b"waits")
+        await wait_all_tasks_blocked()
+        assert await peer.receive() == (PONG, b"waits")
+
+
+async def cancel_inside_a_frame(stream: WsByteStream, data: bytes | bytearray) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, data)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def receive_all(peer: RawPeer, count: int) -> bytes:
+    received = b""
+    while len(received) < count:
+        opcode, payload = await peer.receive()
+        assert opcode == BINARY
+        received += payload
+    return received
+
+
+@pytest.mark.parametrize("client", [True, False])
+async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_whole(
+    client: bool,
+) -> None:
+    """What is left of the frame goes out before anything else; not one byte is in doubt."""
+    config = StreamConfig(max_message_size=1 << 26)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config, client=client)
+        data = bytearray(b"0123456789" * 3_000_000)  # no socket buffer takes so much
+        sent = bytes(data)
+        await cancel_inside_a_frame(stream, data)
+        data[:] = bytes(len(data))  # it is the caller's again
+        nursery.start_soon(stream.send_all, b"what comes next")
+        assert await receive_all(peer, len(sent)) == sent
+        assert await peer.receive() == (BINARY, b"what comes next")
+
+
+async def test_the_rest_of_a_cancelled_frame_goes_out_before_a_close() -> None:
+    config = StreamConfig(max_message_size=1 << 26)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config)
+        data = b"0123456789" * 3_000_000
+        await cancel_inside_a_frame(stream, data)
+        nursery.start_soon(stream.aclose)
+        assert await receive_all(peer, len(data)) == data
+        assert (await peer.receive())[1][:2] == (1000).to_bytes(2, "big")
+
+
+async def test_a_send_cancelled_inside_a_frame_over_another_stream_breaks_the_sending_side() -> (
+    None
+):
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, "lockstep")
+        await cancel_inside_a_frame(stream, b"x" * 100)
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await stream.send_all(b"y")
+        assert isinstance(broken.value.__cause__, ConnectionLost)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.wait_send_all_might_not_block()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_eof()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.ping()
+
+
+async def test_it_can_still_receive_and_closes_without_a_close_frame() -> None:
+    """The peer sees a truncation, never a clean end."""
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "memory")
+        clogged = trio.Event()
+        send_stream = stream._transport.send_stream  # type: ignore[attr-defined]
+        send_stream.send_all_hook = clogged.wait
+        await cancel_inside_a_frame(stream, b"x" * 100)
+        await peer.send(BINARY, b"still here")
+        assert await stream.receive_some() == b"still here"
+        await stream.aclose()
+        assert await peer.receive() == (BINARY, b"x" * 100)  # this transport took it all
+        await peer.expect_eof()
+
+
+@pytest.mark.parametrize("transport", ["lockstep", "tcp"])
+async def test_a_send_cancelled_between_messages_leaves_the_stream_whole(transport: str) -> None:
+    """Over lockstep each message waits for the reader: it is cancelled when the second starts."""
+    config = StreamConfig(max_message_size=10)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, config)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.send_all(b"cancelled before anything was sent")
+        assert scope.cancelled_caught
+        nursery.start_soon(stream.send_all, b"next")
+        assert await peer.receive() == (BINARY, b"next")
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp"])
+async def test_sending_to_a_peer_that_is_gone_breaks_in_the_end(transport: str) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport)
+        await peer.transport.aclose()
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            while True:
+                await stream.send_all(bytes(1000))
+        assert isinstance(broken.value.__cause__, ConnectionLost)
