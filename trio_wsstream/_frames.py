@@ -239,22 +239,32 @@ class Decoder:
         return piece
 
     def _text(self, piece: bytes) -> Frame:
-        """Validate a piece of a text message (8.1). The bytes before a wrong one come first."""
+        """Validate a piece of a text message (8.1). What comes before a wrong byte comes first."""
+        ends_message = not self.is_inside_message
+        wrong = self._find_wrong_byte(piece, ends_message)
+        if wrong is not None:
+            self._failure = ProtocolViolation(1007, "a text message that is not UTF-8")
+            self._data, self._position, self._left = b"", 0, 0
+            return Frame(TEXT, piece[:wrong], False)
+        return Frame(TEXT, piece, ends_message)
+
+    def _find_wrong_byte(self, piece: bytes, ends_message: bool) -> int | None:
+        """The index of the byte with which the message cannot be UTF-8 any more."""
         if self._utf8 is None:
             self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        ends_message = not self.is_inside_message
         held = len(self._utf8.getstate()[0])
         try:
             self._utf8.decode(piece, ends_message)
         except UnicodeDecodeError as error:
-            self._failure = ProtocolViolation(1007, "a text message that is not UTF-8")
-            # The wrong byte is the first of its sequence, or the one that does not go on with it.
+            # The first byte of its sequence, or the one that does not go on with it.
             leads = 0xC2 <= error.object[error.start] <= 0xF4
-            self._data, self._position, self._left = b"", 0, 0
-            return Frame(TEXT, piece[: (error.end if leads else error.start) - held], False)
+            return (error.end if leads else error.start) - held
+        unfinished = self._utf8.getstate()[0]
+        if unfinished[:1] == b"\xed" and unfinished[1:2] >= b"\xa0":
+            return len(piece) - len(unfinished) + 1  # a surrogate: Python waits for all of it
         if ends_message:
             self._utf8 = None
-        return Frame(TEXT, piece, ends_message)
+        return None
 
     def _refuse(self, first: int, second: int) -> None:
         """Say what is wrong with the first two bytes of a frame (5.1, 5.2, 5.4, 5.5)."""

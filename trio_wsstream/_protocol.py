@@ -89,8 +89,8 @@ class ReceiveBuffer:
     def add(self, pieces: list[bytes]) -> None:
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.size += len(piece)
-        last = self._pieces[-1] if self._pieces else piece
-        if len(last) + len(piece) <= _MERGED and last is not piece:
+        if self._pieces and len(self._pieces[-1]) + len(piece) <= _MERGED:
+            last = self._pieces[-1]
             self._pieces[-1] = merged = last if isinstance(last, bytearray) else bytearray(last)
             merged += piece
         elif piece:
