@@ -778,6 +778,16 @@ async def test_a_cancelled_nursery_drops_the_transport_and_ends_every_call() -> 
         await stream.aclose()
 
 
+@pytest.mark.parametrize("method", ["receive_some", "send_all", "send_eof", "ping", "aclose"])
+async def test_a_call_in_the_cancelled_nursery_is_cancelled_like_the_stream(method: str) -> None:
+    """It sees Cancelled, whoever of the two is first, and the nursery ends without an error."""
+    for _ in range(8):  # Trio's order of tasks is random
+        async with background() as nursery:
+            stream, _ = await raw_pair(nursery, "lockstep")
+            nursery.start_soon(getattr(stream, method), *([b"x"] if method == "send_all" else []))
+            await wait_all_tasks_blocked()
+
+
 async def answer_close(peer: RawPeer) -> None:
     """As any peer does."""
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -244,19 +245,23 @@ async def test_a_client_of_websockets_understands_us(size: int) -> None:
 
 async def test_a_server_of_websockets_understands_us() -> None:
     """It has no half-close: nothing that was sent is lost, and the end is a plain close."""
-    received = []
+    received: list[bytes | str] = []
+    has_ended = threading.Event()
 
     def handle(connection: websockets.sync.server.ServerConnection) -> None:
         received.extend(connection)
+        has_ended.set()
 
     with websockets.sync.server.serve(handle, "127.0.0.1", 0, compression=None) as server:
         port = server.socket.getsockname()[1]
         async with background() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, server.serve_forever)
+            run = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+            nursery.start_soon(run, server.serve_forever)
             config = StreamConfig(max_message_size=1000)
             async with open_ws_stream(f"ws://127.0.0.1:{port}/", config=config) as stream:
                 assert 0 < await stream.ping() < 5
                 assert await exchange(stream, b"x" * 2500) == b""
+            assert await trio.to_thread.run_sync(has_ended.wait, 10)
             assert [len(message) for message in received] == [1000, 1000, 500]
             assert stream.closed == StreamClosed(1000, "half-close", True, None)
             server.shutdown()

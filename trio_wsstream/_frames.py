@@ -18,6 +18,7 @@ out a Close, what follows has no meaning, and its owner asks no more.
 from __future__ import annotations
 
 import codecs
+import functools
 import os
 from typing import Final, NamedTuple
 
@@ -49,6 +50,7 @@ def is_valid_close_code(code: int) -> bool:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
+@functools.lru_cache(maxsize=256)
 def encode_header(first: int, length: int, mask: int = 0) -> bytes:
     """The header of a frame, without the masking key (5.2)."""
     if length < 126:
@@ -58,11 +60,28 @@ def encode_header(first: int, length: int, mask: int = 0) -> bytes:
     return bytes((first, mask | 127)) + length.to_bytes(8, "big")
 
 
+_keys: list[bytes] = []
+
+
+def fresh_key() -> bytes:
+    """A masking key from the operating system's random source (5.3), asked once for many."""
+    try:
+        return _keys.pop()
+    except IndexError:
+        pool = os.urandom(4096)
+        _keys.extend([pool[i : i + 4] for i in range(0, 4096, 4)])
+        return _keys.pop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keys.clear)  # no key is used twice
+
+
 def encode(opcode: int, payload: Buffer, *, client: bool) -> tuple[bytes, Buffer]:
     """A whole message as one frame: its header and its payload; masked by a client (5.3)."""
     if not client:
         return encode_header(FIN | opcode, len(payload)), payload
-    key = os.urandom(4)
+    key = fresh_key()
     return encode_header(FIN | opcode, len(payload), MASKED) + key, apply_mask(payload, key)
 
 

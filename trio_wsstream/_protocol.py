@@ -206,6 +206,8 @@ class Protocol:
 
     def receive_eof(self, why: str = "the transport ended") -> None:
         """TCP has ended, or broke."""
+        if self.tcp_ended:
+            return
         self.tcp_ended = True
         self.can_send = False
         if self.close_received is None:
@@ -363,7 +365,7 @@ class Protocol:
     # How it ended
 
     def abandon(self) -> None:
-        """The transport has been closed: nothing can be sent any more, and nothing comes."""
+        """This side closes the transport: nothing more can be sent, and nothing comes."""
         self.tcp_ended = True
         self.can_send = False
         self.ended = True
