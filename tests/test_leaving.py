@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import attrs
 import pytest
 import trio
 import trio.testing
@@ -20,7 +18,6 @@ from trio.testing import wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
 from trio_wsstream import (
-    AbnormalClosure,
     ConnectionLost,
     StreamClosed,
     StreamConfig,
@@ -29,8 +26,8 @@ from trio_wsstream import (
     wrap_websocket,
 )
 
-from .pairs import BINARY, CLOSE, PING, RawPeer, close_payload
-from .test_takeover import both_sides, meeting, receive_all, receive_and_break, receive_exactly
+from .pairs import BINARY, CLOSE, PING, SHORT, RawPeer, close_payload
+from .test_takeover import Gate, both_sides, meeting, receive_all, receive_and_break
 
 # The spent connection
 
@@ -52,26 +49,35 @@ async def check_spent(
 
 
 @pytest.mark.parametrize("use", SPEND.values(), ids=SPEND)
+@pytest.mark.parametrize("queued", [0, 1, 3])
 @both_sides
 async def test_a_spent_connection_says_who_took_it(
-    client: bool, use: Callable[[WebSocketConnection], Awaitable[object]]
+    client: bool, queued: int, use: Callable[[WebSocketConnection], Awaitable[object]]
 ) -> None:
+    """Also when its reader was held up by a full queue, with a Close behind."""
     async with meeting(client=client, message_queue_size=1) as our:
-        await our.say((BINARY, b"one"), (BINARY, b"two"))
+        said = our.peer.frame(BINARY, b"hello") * queued
+        if queued > 1:
+            said += our.peer.frame(CLOSE)
+        await our.peer.transport.send_all(said)
+        await wait_all_tasks_blocked()
         stream, _ = our.take_over()
+        await wait_all_tasks_blocked()
         await check_spent(our.connection, use)
-        await our.say((CLOSE, b""))
-        assert await receive_all(stream) == b"onetwo"
+        if queued <= 1:
+            await our.say((CLOSE, b""))
+        assert await receive_all(stream) == b"hello" * queued
         await stream.aclose()
     assert our.heard == [(CLOSE, b"")]
 
 
 @both_sides
-async def test_who_waits_for_a_message_at_the_takeover_is_told(client: bool) -> None:
+async def test_who_waits_for_a_message_at_the_takeover_is_told_at_once(client: bool) -> None:
     async with meeting(client=client) as our:
-        our.nursery.start_soon(check_spent, our.connection, SPEND["get_message"])
-        await wait_all_tasks_blocked()
-        stream, _ = our.take_over()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(check_spent, our.connection, SPEND["get_message"])
+            await wait_all_tasks_blocked()
+            stream, _ = our.take_over()
         await our.say((BINARY, b"not for him"), (CLOSE, b""))
         assert await receive_all(stream) == b"not for him"
         await stream.aclose()
@@ -125,6 +131,54 @@ async def test_the_connection_tells_the_real_code_and_reason_in_the_end(
     assert (our.connection.closed.code, our.connection.closed.reason) == (code, reason)
 
 
+@both_sides
+async def test_a_stream_that_we_drop_was_not_lost(client: bool) -> None:
+    """Although a task of ours, in the transport, finds it gone."""
+    async with meeting(client=client) as our:
+        stream, happened = our.take_over()
+        await our.say((BINARY, b"hello"))
+        assert await stream.receive_some() == b"hello"
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        our.nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        await our.connection.aclose()
+    assert happened == [StreamClosed(1006, "", False, None)]
+
+
+@both_sides
+@pytest.mark.parametrize(
+    "said",
+    [
+        [],
+        [(BINARY, b"one")],
+        [(BINARY, b"one"), (BINARY, b"two"), (BINARY, b"three")],
+        [(PING, b"still there?")],
+        [(CLOSE, b"")],
+    ],
+    ids=["reading", "reading on", "putting into a full queue", "sending a Pong", "closing"],
+)
+@pytest.mark.parametrize("is_shut", [True, False], ids=["clogged", "free"])
+async def test_the_end_of_the_streams_nursery_ends_trio_websockets_tasks(
+    client: bool, said: list[tuple[int, bytes]], is_shut: bool
+) -> None:
+    """Whatever its reader was doing at the takeover."""
+    gate = Gate()
+    async with meeting(client=client, wrap=gate) as our:
+        if is_shut:
+            gate.shut()
+        await our.say(*said)
+        async with trio.open_nursery() as nursery:
+            stream = WsByteStream(our.connection, nursery)
+            nursery.cancel_scope.cancel()
+        assert stream.closed is not None
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+
+
 # Leaving, over TCP
 
 
@@ -161,6 +215,16 @@ async def in_its_block(
     connection: WebSocketConnection, config: StreamConfig
 ) -> AsyncGenerator[WsByteStream, None]:
     async with trio.open_nursery() as nursery, WsByteStream(connection, nursery, config) as stream:
+        yield stream
+
+
+@asynccontextmanager
+async def later(
+    connection: WebSocketConnection, config: StreamConfig
+) -> AsyncGenerator[WsByteStream, None]:
+    """When trio-websocket has had all that it could take."""
+    await wait_all_tasks_blocked(0.01)
+    async with wrap_websocket(connection, config) as stream:
         yield stream
 
 
@@ -232,6 +296,8 @@ HOMES: Final[dict[str, Home]] = {
     "open_websocket, WsByteStream": partial(as_client, in_its_block),
     "serve_websocket, wrap_websocket": partial(as_server, wrap_websocket),
     "serve_websocket, WsByteStream": partial(as_server, in_its_block),
+    "open_websocket, later": partial(as_client, later),
+    "serve_websocket, later": partial(as_server, later),
 }
 every_home = pytest.mark.parametrize("home", HOMES.values(), ids=HOMES)
 
@@ -268,24 +334,46 @@ async def listen(peer: RawPeer) -> None:
 
 
 async def close_first(peer: RawPeer) -> None:
+    """Or at the same time as we do."""
     await peer.send(BINARY, b"hello")
     await peer.send(CLOSE, close_payload(1001, "bye"))
-    assert await peer.receive() == (CLOSE, close_payload(1001, "bye"))
+    assert (await peer.receive())[0] == CLOSE
     if peer.masked:
         await peer.expect_eof()
 
 
+async def say_much(peer: RawPeer) -> None:
+    """More messages than fit in the queue of a trio-websocket."""
+    await peer.send(PING, b"still there?")
+    for _ in range(10):
+        await peer.send(BINARY, b"hello")
+    await listen(peer)
+
+
 async def be_silent(peer: RawPeer) -> None:
     """Takes our Close and says nothing, until TCP ends."""
+    while (await peer.receive())[0] != CLOSE:
+        pass
+    await expect_the_worst(peer)
+
+
+async def expect_the_worst(peer: RawPeer) -> None:
+    """TCP ends with no Close, or is reset if we did not read all that came."""
     try:
-        while True:
-            await peer.receive()
-    except (EOFError, trio.BrokenResourceError):
+        await peer.expect_eof()
+    except trio.BrokenResourceError:
         pass
 
 
-async def stop_reading(peer: RawPeer) -> None:
-    """Its own buffers are full, and so are ours, until TCP is reset."""
+async def expect_1011(peer: RawPeer) -> None:
+    code, payload = await peer.receive()
+    assert (code, payload) == (CLOSE, close_payload(1011))
+    await peer.send(code, payload)
+    if peer.masked:
+        await peer.expect_eof()
+
+
+async def talk_and_never_listen(peer: RawPeer) -> None:
     with pytest.raises(trio.BrokenResourceError):
         while True:
             await peer.send(BINARY, bytes(65536))
@@ -316,7 +404,7 @@ async def close(stream: WsByteStream) -> None:
 
 
 async def read_all(stream: WsByteStream) -> None:
-    assert await receive_all(stream) == b"hello"
+    assert set((await receive_all(stream)).split(b"hello")) == {b""}
 
 
 async def read_until_broken(stream: WsByteStream) -> None:
@@ -337,6 +425,7 @@ async def send_too_much(stream: WsByteStream) -> None:
 @pytest.mark.parametrize(
     ("body", "peer", "closed"),
     [
+        (do_nothing, say_much, StreamClosed(1000, "", True, None)),
         (close, listen, StreamClosed(1000, "", True, None)),
         (do_nothing, listen, StreamClosed(1000, "", True, None)),
         (read_all, close_first, StreamClosed(1001, "bye", True, None)),
@@ -358,3 +447,217 @@ async def test_leaving_ends_everything_at_once(
     stream = await leave(home, body, peer)
     assert trio.current_time() - started_at < 2
     assert closed in (None, stream.closed)
+
+
+@pytest.mark.parametrize(
+    ("body", "peer"),
+    [
+        (do_nothing, be_silent),
+        (close, be_silent),
+        (do_nothing, talk_and_never_listen),
+        (send_too_much, talk_and_never_listen),
+    ],
+)
+@every_home
+async def test_leaving_takes_no_longer_than_close_timeout(
+    home: Home, body: Body, peer: Peer
+) -> None:
+    started_at = trio.current_time()
+    stream = await leave(home, body, peer, close_timeout=0.1)
+    assert 0.1 <= trio.current_time() - started_at < 2
+    assert stream.closed == StreamClosed(1006, "", False, None)
+
+
+async def send_three(stream: WsByteStream) -> None:
+    for _ in range(3):
+        await stream.send_all(b"hello")
+
+
+async def test_leaving_a_server_whose_message_queue_is_full() -> None:
+    left = trio.Event()
+
+    async def handle(request: WebSocketRequest) -> None:
+        await request.accept()
+        await left.wait()
+
+    with trio.fail_after(4):
+        async with trio.open_nursery() as serving:
+            async with trio.open_nursery() as handlers:
+                serve = partial(
+                    trio_websocket.serve_websocket,
+                    handle,
+                    "127.0.0.1",
+                    0,
+                    None,
+                    message_queue_size=0,
+                    handler_nursery=handlers,
+                )
+                server = await serving.start(serve)
+                url = f"ws://127.0.0.1:{server.port}/"
+                async with open_ws_stream(url, config=SHORT) as stream:
+                    await send_three(stream)
+                assert stream.closed == StreamClosed(1006, "", False, None)
+                left.set()
+            serving.cancel_scope.cancel()
+
+
+async def test_leaving_a_client_whose_message_queue_is_full() -> None:
+    streams = []
+    left = trio.Event()
+
+    async def handle(request: WebSocketRequest) -> None:
+        async with wrap_websocket(await request.accept(), SHORT) as stream:
+            streams.append(stream)
+            await send_three(stream)
+        left.set()
+
+    with trio.fail_after(4):
+        async with trio.open_nursery() as serving:
+            async with trio.open_nursery() as handlers:
+                serve = partial(
+                    trio_websocket.serve_websocket,
+                    handle,
+                    "127.0.0.1",
+                    0,
+                    None,
+                    handler_nursery=handlers,
+                )
+                server = await serving.start(serve)
+                async with trio_websocket.open_websocket(
+                    "127.0.0.1", server.port, "/", use_ssl=False, message_queue_size=0
+                ):
+                    await left.wait()
+            serving.cancel_scope.cancel()
+    assert [stream.closed for stream in streams] == [StreamClosed(1006, "", False, None)]
+
+
+# Exceptions
+
+
+class Mistake(Exception):
+    pass
+
+
+class Catastrophe(BaseException):
+    pass
+
+
+def catching(kind: type[BaseException]) -> Wrap:
+    """`wrap_websocket`, out of which an exception of this very kind must come."""
+
+    @asynccontextmanager
+    async def wrap(
+        connection: WebSocketConnection, config: StreamConfig
+    ) -> AsyncGenerator[WsByteStream, None]:
+        with pytest.raises(kind) as caught:
+            async with wrap_websocket(connection, config) as stream:
+                yield stream
+        assert type(caught.value) is kind
+
+    return wrap
+
+
+@pytest.mark.parametrize("make_home", [as_client, as_server])
+@pytest.mark.parametrize(
+    ("kind", "peer", "clean"),
+    [(Mistake, expect_1011, True), (Catastrophe, expect_the_worst, False)],
+)
+async def test_an_exception_comes_out_of_wrap_websocket_as_it_was(
+    make_home: Callable[..., Awaitable[None]], kind: type[BaseException], peer: Peer, clean: bool
+) -> None:
+    async def fail(stream: WsByteStream) -> None:
+        raise kind
+
+    stream = await leave(partial(make_home, catching(kind)), fail, peer)
+    assert stream.closed is not None
+    assert stream.closed.clean is clean
+
+
+@pytest.mark.parametrize("make_home", [as_client, as_server])
+@pytest.mark.parametrize("peer", [be_silent, expect_1011])
+async def test_an_exception_waits_no_longer_than_close_timeout(
+    make_home: Callable[..., Awaitable[None]], peer: Peer
+) -> None:
+    async def fail(stream: WsByteStream) -> None:
+        raise Mistake
+
+    home = partial(make_home, catching(Mistake))
+    stream = await leave(home, fail, peer, close_timeout=0.1)
+    assert stream.closed is not None
+    assert stream.closed.clean is (peer is expect_1011)
+
+
+@asynccontextmanager
+async def cancelled_soon(
+    connection: WebSocketConnection, config: StreamConfig
+) -> AsyncGenerator[WsByteStream, None]:
+    with trio.move_on_after(0.02) as scope:
+        async with wrap_websocket(connection, config) as stream:
+            yield stream
+    assert scope.cancelled_caught
+
+
+async def wait_for_ever(stream: WsByteStream) -> None:
+    await stream.receive_some()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("make_home", [as_client, as_server])
+async def test_a_cancelled_block_drops_the_transport_at_once(
+    make_home: Callable[..., Awaitable[None]],
+) -> None:
+    stream = await leave(partial(make_home, cancelled_soon), wait_for_ever, expect_the_worst)
+    assert stream.closed == StreamClosed(1006, "", False, None)
+
+
+# The stream outlives the block of its connection
+
+
+@pytest.mark.parametrize("make_home", [as_client, as_server])
+@pytest.mark.parametrize("message", [b"hello", bytes(1_000_000)], ids=["short", "long"])
+@pytest.mark.parametrize("is_late", [True, False], ids=["late", "early"])
+async def test_leaving_the_block_of_the_connection_drops_an_open_stream(
+    make_home: Callable[..., Awaitable[None]], message: bytes, is_late: bool
+) -> None:
+    left = trio.Event()
+
+    async def be_deaf(peer: RawPeer) -> None:
+        with pytest.raises((EOFError, trio.BrokenResourceError)):
+            for _ in range(5):
+                await peer.send(BINARY, b"hello")
+            await left.wait()
+            while True:
+                assert (await peer.receive())[0] == BINARY
+
+    async with trio.open_nursery() as outer:
+
+        @asynccontextmanager
+        async def only_open(
+            connection: WebSocketConnection, config: StreamConfig
+        ) -> AsyncGenerator[WsByteStream, None]:
+            if is_late:
+                await wait_all_tasks_blocked(0.01)
+            yield WsByteStream(connection, outer, config)
+            left.set()
+
+        async def use(stream: WsByteStream) -> None:
+            outer.start_soon(receive_until_closed, stream)
+            outer.start_soon(send_until_closed, stream, message)
+            if len(message) > 1000:
+                await wait_all_tasks_blocked(0.01)  # until no more fits into the transport
+
+        stream = await leave(partial(make_home, only_open), use, be_deaf)
+        assert stream.closed == StreamClosed(1006, "", False, None)
+        await stream.aclose()
+
+
+async def receive_until_closed(stream: WsByteStream) -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        while True:
+            await stream.receive_some()
+
+
+async def send_until_closed(stream: WsByteStream, message: bytes) -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        while True:
+            await stream.send_all(message)

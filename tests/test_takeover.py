@@ -6,7 +6,7 @@ import math
 import random
 import socket
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import trio
 import trio.testing
 import trio_websocket
 from trio.testing import wait_all_tasks_blocked
-from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from trio_websocket import WebSocketConnection
 from wsproto.extensions import Extension
 
 from trio_wsstream import (
@@ -52,6 +52,7 @@ from .pairs import (
 )
 
 CONFIG = StreamConfig(text=TextPolicy.AS_BYTES)
+TIGHT = StreamConfig(text=TextPolicy.AS_BYTES, receive_buffer_size=1000)
 ROOM_FOR_ALL: Final = 100  # messages, in trio-websocket's queue
 
 both_sides = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
@@ -322,13 +323,17 @@ async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
         async with meeting(client=client, message_queue_size=queue) as our:
             await our.peer.transport.send_all(speech[:cut])
             await wait_all_tasks_blocked()
-            stream, _ = our.take_over()
+            stream, _ = our.take_over(TIGHT)
             received = b""
             for part in (b"", speech[cut : cut + 5], speech[cut + 5 : -1]):
                 if part:
                     await our.peer.transport.send_all(part)
                 for count in range(6):
                     received += await receive_until_cancelled(stream, count)
+                if not part:  # all that came can be read, with nothing more from the peer
+                    before = payload_before(cut, client=client)
+                    received += await receive_exactly(stream, len(before) - len(received))
+                    assert received == before
             if last := speech[max(cut, len(speech) - 1) :]:
                 await our.peer.transport.send_all(last)
             assert received + await receive_all(stream) == PAYLOAD
@@ -418,6 +423,24 @@ async def test_the_message_limit_of_trio_websocket_ends_with_the_takeover(client
 
 
 @both_sides
+async def test_nothing_is_read_ahead_of_what_the_buffer_takes(
+    client: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with meeting(client=client, message_queue_size=0) as our:
+        message = our.peer.frame(BINARY, bytes(100))
+        await our.peer.transport.send_all(message + our.peer.frame(PING, QUESTION))
+        await wait_all_tasks_blocked()
+        stream, happened = our.take_over(StreamConfig(receive_buffer_size=10))
+        await trio.sleep(1)
+        assert (our.heard, happened) == ([], [])
+        assert await receive_exactly(stream, 100) == bytes(100)
+        await trio.sleep(1)
+        assert (our.heard, happened) == ([(PONG, QUESTION)], [PingReceived(QUESTION)])
+        await our.say((CLOSE, b""))
+        await stream.aclose()
+
+
+@both_sides
 async def test_a_message_that_get_message_was_given_is_not_received_again(client: bool) -> None:
     async with meeting(client=client, message_queue_size=1) as our:
         await our.say((BINARY, b"one"), (BINARY, b"two"), (BINARY, b"three"), (CLOSE, b""))
@@ -454,14 +477,16 @@ def what_to_receive(queued: list[tuple[int, bytes]]) -> bytes:
     return b"".join(payload for _, payload in queued)
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 1005, 4000])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(1000, "enough"), (1000, "half-close"), (1001, ""), (1005, ""), (4000, "enough")],
+)
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
-@pytest.mark.parametrize("transport", ["memory", "tcp"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
 @both_sides
 async def test_after_the_peer_has_closed(
-    client: bool, transport: str, queued: list[tuple[int, bytes]], code: int
+    client: bool, transport: str, queued: list[tuple[int, bytes]], code: int, reason: str
 ) -> None:
-    reason = "" if code == 1005 else "enough"
     close = b"" if code == 1005 else close_payload(code, reason)
     error = AbnormalClosure(code, reason) if code == 4000 else None
     async with meeting(client=client, transport=transport, message_queue_size=ROOM_FOR_ALL) as our:
@@ -489,6 +514,23 @@ async def test_after_a_close_nobody_needs_to_receive(client: bool) -> None:
         assert [event async for event in stream.subscribe(kinds=())] == [stream.closed]
         assert await receive_all(stream) == b"one"
     assert happened == [CloseReceived(1000, ""), StreamClosed(1000, "", True, None)]
+
+
+@both_sides
+async def test_a_half_close_that_trio_websocket_has_not_seen_is_held_back(client: bool) -> None:
+    half_close = (CLOSE, close_payload(1000, "half-close"))
+    async with meeting(client=client, message_queue_size=0) as our:
+        await our.say((BINARY, b"question"), half_close)
+        assert our.connection.closed is None
+        stream, happened = our.take_over()
+        assert await receive_all(stream) == b"question"
+        await stream.send_all(b"answer")
+        await stream.aclose(4000)
+    assert our.heard == [(BINARY, b"answer"), (CLOSE, close_payload(4000))]
+    assert happened == [
+        CloseReceived(1000, "half-close"),
+        StreamClosed(1000, "half-close", True, None),
+    ]
 
 
 @both_sides
@@ -574,6 +616,23 @@ async def test_after_a_violation(
         before = what_to_receive(QUEUED["messages"])
         sent = as_said_to(bare, client=client)
         await check_violation(our, sent, code, before, is_client=client)
+
+
+@both_sides
+async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
+    async with meeting(client=client) as our:
+        await our.say((BINARY, b"one"))
+        await our.peer.transport.send_all(as_said_to(b"\xc2\x00", client=client))
+        await wait_all_tasks_blocked()
+        await our.peer.transport.aclose()
+        await wait_all_tasks_blocked()
+        stream, happened = our.take_over()
+        received, error = await receive_and_break(stream)
+        assert received == b"one"
+        assert isinstance(error, ProtocolViolation)
+        assert error.close_code == 1002
+        await stream.aclose()
+    assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
 
 
 @both_sides
@@ -1022,6 +1081,7 @@ INSIDES: Final = [
     "_pings",
     "_reader_running",
     "_recv_channel",
+    "_recv_channel._closed",
     "_send_channel",
     "_stream",
     "_stream_lock",
@@ -1045,57 +1105,73 @@ INSIDES: Final = [
 ]
 
 
-@pytest.mark.parametrize("change", ["gone", "other"])
+def inside(connection: WebSocketConnection, name: str) -> tuple[Any, str]:
+    """The object that has the attribute, and the attribute's name."""
+    *path, last = name.split(".")
+    owner: Any = connection
+    for step in path:
+        owner = getattr(owner, step)
+    return owner, last
+
+
+@asynccontextmanager
+async def met_halfway(*, client: bool) -> AsyncGenerator[Meeting, None]:
+    """Inside a character, inside a frame, inside a message; the rest of it comes in the end."""
+    async with meeting(client=client) as our:
+        await our.say((TEXT, LETTERS[:2], False))
+        last = our.peer.frame(CONT, LETTERS[2:])
+        await our.peer.transport.send_all(last[:-1])
+        await wait_all_tasks_blocked()
+        yield our
+        await our.peer.transport.send_all(last[-1:])
+        assert await our.connection.get_message() == LETTERS.decode()
+        await our.say((CLOSE, b""))
+
+
 @pytest.mark.parametrize("name", INSIDES)
 @both_sides
-async def test_a_trio_websocket_with_other_insides_is_refused(
-    client: bool, name: str, change: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_trio_websocket_that_lacks_something_is_refused(
+    client: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with connected(client=client) as (ours, theirs, nursery):
-        await check_it_works(ours, theirs)
-        *path, last = name.split(".")
-        owner: Any = ours
-        for step in path:
-            owner = getattr(owner, step)
-        if change == "gone":
-            monkeypatch.delattr(owner, last)
-        else:
-            monkeypatch.setattr(owner, last, object())
-        try:
-            check_refused(ours, nursery, "trio-websocket .* wsproto")
-        finally:
-            monkeypatch.undo()
-        await check_it_works(ours, theirs)
+    async with met_halfway(client=client) as our:
+        with monkeypatch.context() as change:
+            change.delattr(*inside(our.connection, name))
+            check_refused(our.connection, our.nursery, "trio-websocket .* wsproto")
 
 
-async def test_a_server_whose_masking_key_is_kept_elsewhere_is_refused() -> None:
-    async with meeting(client=False) as our:
-        message = our.peer.frame(BINARY, b"hello")
-        await our.peer.transport.send_all(message[:-3])
-        await wait_all_tasks_blocked()
-        masker: Any = our.connection._wsproto.connection._proto._frame_decoder.masker  # type: ignore[union-attr]
-        masker._key = masker._masking_key
-        del masker._masking_key
-        check_refused(our.connection, our.nursery, "trio-websocket .* wsproto")
-        masker._masking_key = masker._key
-        await our.peer.transport.send_all(message[-3:])
-        assert await our.connection.get_message() == b"hello"
-        stream, _ = our.take_over()
-        await our.say((CLOSE, b""))
-        await stream.aclose()
+async def test_a_trio_websocket_that_keeps_the_masking_key_elsewhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with met_halfway(client=False) as our:
+        name = "_wsproto.connection._proto._frame_decoder.masker._masking_key"
+        with monkeypatch.context() as change:
+            change.delattr(*inside(our.connection, name))
+            check_refused(our.connection, our.nursery, "trio-websocket .* wsproto")
 
 
 async def test_a_trio_websocket_that_closes_by_other_means_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with connected(client=True) as (ours, theirs, nursery):
-        with monkeypatch.context() as patch:
-            patch.delattr(WebSocketConnection, "_aclose")
-            check_refused(ours, nursery, "trio-websocket .* wsproto")
-        await check_it_works(ours, theirs)
+    async with met_halfway(client=True) as our:
+        with monkeypatch.context() as change:
+            change.delattr(WebSocketConnection, "_aclose")
+            check_refused(our.connection, our.nursery, "trio-websocket .* wsproto")
 
 
-async def test_what_is_no_connection_is_a_type_error() -> None:
-    async with trio.open_nursery() as nursery:
-        with pytest.raises(TypeError, match="WebSocketConnection"):
-            WsByteStream(object(), nursery)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("_stream_lock", trio.Lock()),
+        ("_message_parts", b"a\xe2"),
+        ("_recv_channel", iter(())),
+        ("_wsproto.connection._proto._frame_decoder.buffer.buffer", b"a"),
+        ("_wsproto.connection._proto._parse_more", (frame_ for frame_ in ())),
+    ],
+)
+async def test_a_trio_websocket_of_other_parts_is_refused(
+    name: str, other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with met_halfway(client=True) as our:
+        with monkeypatch.context() as change:
+            change.setattr(*inside(our.connection, name), other)
+            check_refused(our.connection, our.nursery, "trio-websocket .* wsproto")

@@ -79,6 +79,9 @@ class _NoStream:
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         raise trio.ClosedResourceError
 
+    async def send_all(self, data: bytes) -> None:
+        await self._transport.send_all(data)  # a frame that was made before the takeover
+
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -139,17 +142,23 @@ def check(connection: WebSocketConnection) -> None:
     """Raise `TakeoverError` if ``connection`` cannot be taken over. Touches nothing."""
     if not isinstance(connection, WebSocketConnection):
         raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}")
-    if isinstance(connection._wsproto, _StandIn):
-        raise TakeoverError("the connection has been taken over before")
-    _check_insides(connection)
-    if not connection._open_handshake.is_set():
-        raise TakeoverError("the opening handshake is not finished")
-    assert connection._wsproto.connection is not None
+    try:
+        if isinstance(connection._wsproto, _StandIn):
+            raise TakeoverError("the connection has been taken over before")
+        if not connection._open_handshake.is_set():
+            raise TakeoverError("the opening handshake is not finished")
+        if not _knows_insides(connection):
+            raise TakeoverError(_versions())
+        _check_state(connection)
+    except (AttributeError, TypeError) as error:
+        raise TakeoverError(f"{_versions()}: {error}") from error
+
+
+def _check_state(connection: Any) -> None:
     if connection._wsproto.connection._proto.extensions:
         raise TakeoverError("an extension was negotiated")
-    if connection._recv_channel._closed or (
-        connection._wsproto.state is ConnectionState.LOCAL_CLOSING and not _is_lost(connection)
-    ):
+    is_closing = connection._wsproto.state is ConnectionState.LOCAL_CLOSING
+    if connection._recv_channel._closed or (is_closing and not _has_broken(connection)):
         raise TakeoverError(f"this side has closed the connection: {connection.closed}")
     if connection._pings and (
         connection._stream_lock.locked()
@@ -158,44 +167,37 @@ def check(connection: WebSocketConnection) -> None:
         raise TakeoverError("a ping() of the connection is under way")
 
 
-def _check_insides(connection: Any) -> None:
-    try:
-        handshake_done = connection._open_handshake.is_set()
-        known = (
-            isinstance(connection._stream, trio.abc.Stream)
-            and isinstance(connection._stream_lock, trio.StrictFIFOLock)
-            and isinstance(connection._send_channel, trio.MemorySendChannel)
-            and isinstance(connection._recv_channel, trio.MemoryReceiveChannel)
-            and isinstance(connection._recv_channel._closed, bool)
-            and isinstance(connection._message_parts, list)
-            and isinstance(connection._reader_running, bool)
-            and isinstance(connection._close_handshake, trio.Event)
-            and isinstance(connection._close_reason, CloseReason | None)
-            and isinstance(connection._wsproto, wsproto.WSConnection)
-            and all(isinstance(pong, trio.Event) for pong in connection._pings.values())
-            and callable(connection._aclose)
-        )
-        if handshake_done:
-            frames = connection._wsproto.connection._proto
-            decoder = frames._frame_decoder
-            header = decoder.header
-            known = (
-                known
-                and isinstance(decoder.buffer.buffer, bytearray)
-                and isinstance(decoder.payload_consumed, int)
-                and (
-                    header is None
-                    or isinstance(header.fin + header.opcode + header.payload_len, int)
-                )
-                and (header is None or decoder.client or len(decoder.masker._masking_key) == 4)
-                and hasattr(frames._message_decoder, "opcode")
-                and hasattr(frames._message_decoder, "decoder")
-                and "frame" in frames._parse_more.gi_code.co_varnames
-            )
-    except (AttributeError, TypeError) as error:
-        raise TakeoverError(f"{_versions()}: {error}") from error
-    if not known:
-        raise TakeoverError(_versions())
+def _knows_insides(connection: Any) -> bool:
+    """Whether everything that this file touches is there, and what it was."""
+    inner = connection._wsproto
+    frames = inner.connection._proto
+    decoder, message = frames._frame_decoder, frames._message_decoder
+    header, masker = decoder.header, decoder.masker
+    return (
+        isinstance(connection._stream, trio.abc.Stream)
+        and isinstance(connection._stream_lock, trio.StrictFIFOLock)
+        and isinstance(connection._send_channel, trio.MemorySendChannel)
+        and isinstance(connection._recv_channel, trio.MemoryReceiveChannel)
+        and isinstance(connection._recv_channel._closed, bool)
+        and isinstance(connection._message_parts, list)
+        and isinstance(connection._reader_running, bool)
+        and isinstance(connection._close_handshake, trio.Event)
+        and isinstance(connection._close_reason, CloseReason | None)
+        and all(isinstance(pong, trio.Event) for pong in connection._pings.values())
+        and callable(connection._aclose)
+        and isinstance(inner, wsproto.WSConnection)
+        and isinstance(inner.client, bool)
+        and isinstance(inner.state, ConnectionState)
+        and isinstance(frames.client, bool)
+        and isinstance(frames.extensions, list)
+        and "frame" in frames._parse_more.gi_code.co_varnames
+        and isinstance(message.opcode, int | None)
+        and (message.decoder is None or isinstance(message.decoder.getstate()[0], bytes))
+        and isinstance(decoder.buffer.buffer, bytearray)
+        and isinstance(decoder.payload_consumed, int)
+        and (header is None or isinstance(header.fin + header.opcode + header.payload_len, int))
+        and (header is None or frames.client or len(masker._masking_key) == 4)
+    )
 
 
 def _versions() -> str:
@@ -209,6 +211,15 @@ def _is_lost(connection: WebSocketConnection) -> bool:
     """Whether trio-websocket has found the transport gone."""
     reason = connection._close_reason
     return reason is not None and reason.code == 1006 and connection._close_handshake.is_set()
+
+
+def _has_broken(connection: WebSocketConnection) -> bool:
+    """Whether trio-websocket has found the transport gone, or a violation, and no Close.
+
+    It makes its wsproto object send a Close all the same, and throws that away.
+    """
+    reason = connection._close_reason
+    return _is_lost(connection) or (reason is not None and reason.code in (1002, 1007))
 
 
 class Handover:
@@ -238,7 +249,7 @@ class Handover:
         self.client = inner.client
         self.close_sent: Close | None = None
         if reason is not None and not self._is_lost:
-            close = Close(reason.code, reason.reason or "")
+            close = Close(int(reason.code), reason.reason or "")
             if inner.state is ConnectionState.CLOSED:
                 self.close_sent = close  # the answer
             else:  # what closed the connection was no Close
