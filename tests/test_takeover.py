@@ -988,6 +988,18 @@ async def test_a_connection_that_is_closing_or_closed_is_refused(client: bool) -
     assert our.heard == [(CLOSE, close_payload(4000, "enough"))]
 
 
+async def test_a_connection_that_is_closing_is_refused_even_if_it_meets_a_violation() -> None:
+    gate = Gate()
+    async with meeting(client=True, wrap=gate) as our:
+        gate.shut()
+        our.nursery.start_soon(our.connection.aclose, 4000, "enough")
+        await wait_all_tasks_blocked()
+        await our.peer.transport.send_all(b"\xc2\x00")
+        await wait_all_tasks_blocked()
+        check_refused(our.connection, our.nursery, "closed")
+        gate.open()
+
+
 @both_sides
 async def test_a_connection_whose_ping_is_under_way_is_refused(client: bool) -> None:
     gate = Gate()

@@ -402,9 +402,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return
         self._protocol.time_out()
         self._digest()
-        for _ in range(_SCHEDULE_POINTS):
-            if not self._close_is_out:
-                await trio.lowlevel.checkpoint()
+        await self._let_close_go_out()
         self._close_deadline = now
 
     def _settle_hold(self, now: float) -> None:
@@ -683,7 +681,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         both_closes = protocol.close_received is not None and self._close_is_out
         return both_closes and not protocol.client and not protocol.has_failed
 
+    async def _let_close_go_out(self) -> None:
+        """Our Close is due or under way: let it go out, if it need not wait for that."""
+        for _ in range(_SCHEDULE_POINTS):
+            if not self._close_is_out and not self._wire.failure:
+                await trio.lowlevel.checkpoint()
+
     async def _close_transport(self) -> None:
+        if self._protocol.close_sent is not None:
+            await self._let_close_go_out()
         self._protocol.abandon()
         deadline = min(self._close_deadline, trio.current_time() + self.config.close_timeout)
         try:

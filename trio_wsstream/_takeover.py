@@ -158,7 +158,8 @@ def _check_state(connection: Any) -> None:
     if connection._wsproto.connection._proto.extensions:
         raise TakeoverError("an extension was negotiated")
     is_closing = connection._wsproto.state is ConnectionState.LOCAL_CLOSING
-    if connection._recv_channel._closed or (is_closing and not _has_broken(connection)):
+    has_broken = _has_broken(connection) and not connection._stream_lock.locked()
+    if connection._recv_channel._closed or (is_closing and not has_broken):
         raise TakeoverError(f"this side has closed the connection: {connection.closed}")
     if connection._pings and (
         connection._stream_lock.locked()
