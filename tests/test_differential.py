@@ -271,11 +271,15 @@ WRONG_TEXTS = [b"\x80", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\xf4\x90\x80\x8
 
 binaries = st.binary(max_size=20) | st.sampled_from([125, 126, 65535, 65536]).map(bytes)
 right_texts = st.text(max_size=8).map(str.encode)
-wrong_texts = st.tuples(right_texts, st.sampled_from(WRONG_TEXTS), right_texts).map(b"".join)
+wrong_texts = st.tuples(right_texts, st.sampled_from(WRONG_TEXTS), st.just(b"") | right_texts).map(
+    b"".join
+)
 texts = st.integers(0, 7).flatmap(lambda which: right_texts if which else wrong_texts)
 control_payloads = st.binary(max_size=10) | st.just(bytes(125))
 close_codes = (
-    st.sampled_from([1000, 1001, 1014, 4999]) | st.integers(998, 1017) | st.integers(0, 65535)
+    st.sampled_from([1000, 1001, 1014, 2999, 3000, 4999, 5000])
+    | st.integers(998, 1017)
+    | st.integers(0, 65535)
 )
 close_payloads = st.sampled_from([b"", b"\x03"]) | st.builds(
     lambda code, reason: close_payload(code) + reason,
@@ -285,9 +289,10 @@ close_payloads = st.sampled_from([b"", b"\x03"]) | st.builds(
 
 
 @st.composite
-def messages(draw: st.DrawFn, *, masked: bool) -> list[bytes]:
+def messages(
+    draw: st.DrawFn, opcode: int, payloads: st.SearchStrategy[bytes], *, masked: bool
+) -> list[bytes]:
     """The frames of a message, and control frames between them."""
-    opcode, payloads = draw(st.sampled_from([(BINARY, binaries), (TEXT, texts)]))
     data = draw(payloads)
     pieces = chop(data, draw(st.lists(st.integers(0, 24), max_size=3))) or [data]
     frames = []
@@ -338,7 +343,11 @@ def headers(*, masked: bool) -> st.SearchStrategy[bytes]:
 @st.composite
 def exchanges(draw: st.DrawFn, *, masked: bool) -> bytes:
     """What a peer says: with at most one frame that is wrong or out of place, and one byte."""
-    right = messages(masked=masked) | st.tuples(control_frames(masked=masked))
+    right = (
+        messages(BINARY, binaries, masked=masked)
+        | messages(TEXT, texts, masked=masked)
+        | st.tuples(control_frames(masked=masked))
+    )
     frames = [each for part in draw(st.lists(right, min_size=1, max_size=5)) for each in part]
     if make := draw(st.sampled_from([None, None, closes, any_frames, headers])):
         frames.insert(draw(st.integers(0, len(frames))), draw(make(masked=masked)))
@@ -362,6 +371,16 @@ def test_all_make_the_same_of_an_exchange(
 @given(drawn=st.data())
 def test_all_make_the_same_of_a_close(client: bool, drawn: st.DataObject) -> None:
     check_that_all_agree(drawn.draw(closes(masked=not client)), [], client=client)
+
+
+@SERVER_OR_CLIENT
+@settings(deadline=None, max_examples=100)
+@given(drawn=st.data(), cuts=st.lists(st.integers(0, 40), max_size=4))
+def test_all_make_the_same_of_text_that_is_not_utf8(
+    client: bool, drawn: st.DataObject, cuts: list[int]
+) -> None:
+    frames = drawn.draw(messages(TEXT, wrong_texts, masked=not client))
+    check_that_all_agree(b"".join(frames), cuts, client=client)
 
 
 @pytest.mark.parametrize("rest", [b"", bytes(4)], ids=["header", "masked or of four bytes"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -590,12 +592,39 @@ def test_a_server_does_not_copy_what_it_sends(kind: Callable[[bytes], Buffer]) -
 
 def test_a_client_masks_each_frame_with_a_fresh_key() -> None:
     payload = bytes(100)
-    frames = [encode(BINARY, payload, client=True) for _ in range(50)]
-    keys = {header[-4:] for header, _ in frames}
-    assert len(keys) == 50
-    for header, masked in frames:
-        assert masked == header[-4:] * 25
+    frames = [encode(BINARY, payload, client=True) for _ in range(3000)]
+    keys = [header[-4:] for header, _ in frames]
+    assert len(set(keys)) > 2990  # two random ones may be the same
+    for key, (header, masked) in zip(keys, frames, strict=True):
+        assert masked == key * 25
         assert decode([header + masked], client=False).payload == payload
+
+
+FORK = """
+import os
+from trio_wsstream._frames import encode
+
+def keys():
+    return {encode(2, b"", client=True)[0][-4:] for _ in range(100)}
+
+keys()
+receive, send = os.pipe()
+if os.fork() == 0:
+    os.write(send, b"".join(keys()))
+    os._exit(0)
+os.wait()
+said = os.read(receive, 400)
+childs = {said[i : i + 4] for i in range(0, len(said), 4)}
+print(len(childs), len(childs & keys()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_masking_keys_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    different, common = map(int, done.stdout.split())
+    assert different > 98  # two random ones may be the same
+    assert common < 2
 
 
 # The mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -85,6 +85,16 @@ def send_close(protocol: Protocol, close: Close = NORMAL) -> None:
 
 def read(protocol: Protocol) -> bytes:
     return bytes(protocol.unread.take(None))
+
+
+def memory_taken_by(run: Callable[[], None]) -> int:
+    """How many bytes are in use after ``run()`` that were not before."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
 
 
 # Data and events
@@ -702,6 +712,28 @@ def test_what_comes_behind_the_end_in_the_same_read_is_ignored() -> None:
     assert protocol.error is None
 
 
+def test_what_comes_after_the_end_takes_no_memory() -> None:
+    protocol = make()
+    hear_close(protocol, NORMAL)
+
+    def say_more() -> None:
+        for _ in range(100):
+            protocol.receive_data(bytes(10_000))
+
+    assert memory_taken_by(say_more) < 10_000
+
+
+@pytest.mark.parametrize("end", [Protocol.receive_eof, Protocol.abandon])
+def test_tcp_ends_once(end: Any) -> None:
+    protocol = make()
+    end(protocol)
+    events_of(protocol)
+    error = protocol.error
+    protocol.receive_eof("it ended again")
+    assert events_of(protocol) == []
+    assert protocol.error is error
+
+
 # Once the reader is gone
 
 
@@ -917,14 +949,12 @@ def test_a_whole_piece_goes_through_a_receive_buffer_uncopied(max_bytes: int | N
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 4096])
 @pytest.mark.parametrize("alike", [False, True])
 def test_many_small_pieces_take_little_more_memory_than_their_bytes(size: int, alike: bool) -> None:
-    total = 65536
     buffer = ReceiveBuffer()
-    tracemalloc.start()
-    try:
-        for number in range(total // size):
+    count = 65536 // size
+
+    def add_all() -> None:
+        for number in range(count):
             buffer.add([bytes([0 if alike else number % 256]) * size])
-        used, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert buffer.size == total // size * size
-    assert used < 2 * total
+
+    assert memory_taken_by(add_all) < 2 * 65536
+    assert buffer.size == count * size

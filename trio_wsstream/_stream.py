@@ -124,12 +124,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if not isinstance(config, StreamConfig):
             raise TypeError(f"config must be a StreamConfig, not {config!r}")
         _takeover.check(connection)
-        self.connection = connection
-        self.config = config
+        self.connection: WebSocketConnection = connection
+        self.config: StreamConfig = config
         self.closed: StreamClosed | None = None
-        self.subprotocol = connection.subprotocol
-        self.path = connection.path
-        self.handshake_headers = connection.handshake_headers
+        self.subprotocol: str | None = connection.subprotocol
+        self.path: str | None = connection.path
+        self.handshake_headers: tuple[tuple[bytes, bytes], ...] = connection.handshake_headers
+        self.local: Endpoint | str
+        self.remote: Endpoint | str
         self.local, self.remote = _endpoints(connection)
         try:
             nursery.start_soon(self._attend)
