@@ -32,9 +32,7 @@ from trio_wsstream._frames import FIN, MASKED, is_valid_close_code
 from trio_wsstream._protocol import Close, Protocol
 
 from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
-
-SERVER_OR_CLIENT = pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-"""Which side all three are."""
+from .test_frames import SERVER_OR_CLIENT, chop
 
 
 # Three implementations, in one vocabulary
@@ -161,11 +159,6 @@ def fed(endpoint: E, chunks: Iterable[bytes]) -> E:
 
 FILLER = b"\xff" * (1 << 17)
 """What finishes a frame that has begun, and begins none: all bits of its first byte are set."""
-
-
-def chop(data: bytes, cuts: Iterable[int]) -> list[bytes]:
-    ends = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    return [data[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
 def where_it_ends(data: bytes, *, client: bool) -> int:
@@ -381,6 +374,13 @@ def test_all_make_the_same_of_text_that_is_not_utf8(
 ) -> None:
     frames = drawn.draw(messages(TEXT, wrong_texts, masked=not client))
     check_that_all_agree(b"".join(frames), cuts, client=client)
+
+
+@SERVER_OR_CLIENT
+def test_all_make_the_same_of_each_close_code(client: bool) -> None:
+    for code in [0, *range(990, 1020), 2999, 3000, 4999, 5000, 65535]:
+        data = frame(CLOSE, close_payload(code, "why"), masked=not client)
+        check_that_all_agree(data, [], client=client)
 
 
 @pytest.mark.parametrize("rest", [b"", bytes(4)], ids=["header", "masked or of four bytes"])

@@ -36,7 +36,7 @@ LENGTHS = [0, 1, 125, 126, 65535, 65536]
 """Both ends of each of the three ways to encode a length (5.2)."""
 
 SERVER_OR_CLIENT = pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-"""Which side decodes or encodes: a server's peer masks, a client's does not."""
+"""Which side is tested: a server's peer masks, a client's does not."""
 
 
 class Decoded(NamedTuple):

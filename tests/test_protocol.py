@@ -31,10 +31,9 @@ from trio_wsstream._frames import FIN, MASKED, Decoder, encode_header
 from trio_wsstream._protocol import HALF_CLOSE, Close, Protocol, ReceiveBuffer
 
 from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
+from .test_frames import SERVER_OR_CLIENT
 
 NORMAL = Close(1000, "")
-SERVER_OR_CLIENT = pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
-"""Which side this is."""
 
 
 # Talking to a Protocol

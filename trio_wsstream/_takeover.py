@@ -47,7 +47,7 @@ _TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream
 
 
 class _StandIn:
-    """What trio-websocket finds where its wsproto object was."""
+    """What trio-websocket finds where its wsproto object was, and its message channels."""
 
     def __init__(self, *, client: bool) -> None:
         self.client = client
@@ -65,6 +65,12 @@ class _StandIn:
 
     def send(self, event: object) -> bytes:
         raise ConnectionClosed(_TAKEN_OVER)
+
+    async def receive(self) -> str | bytes:
+        raise trio.ClosedResourceError
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 class _NoStream:
@@ -261,6 +267,7 @@ class Handover:
         self._replay = memoryview(_replay(connection, self.close_sent, self._is_closed))
 
         connection._recv_channel.close()
+        connection._recv_channel = connection._send_channel = self._stand_in  # type: ignore[assignment]
         connection._reader_running = False
         connection._close_reason = reason or _TAKEN_OVER
         connection._wsproto = self._stand_in  # type: ignore[assignment]
