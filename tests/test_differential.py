@@ -34,7 +34,6 @@ from trio_wsstream._protocol import Close, Protocol
 from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
 from .test_frames import SERVER_OR_CLIENT, chop
 
-
 # Three implementations, in one vocabulary
 
 
@@ -84,7 +83,8 @@ class Ours(Endpoint):
 
     @property
     def violation(self) -> str:
-        return self.protocol.error.reason if isinstance(self.end, Failed) else ""
+        error = self.protocol.error
+        return error.reason if isinstance(error, ProtocolViolation) else ""
 
     @property
     def answer(self) -> tuple[int, str] | None:

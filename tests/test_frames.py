@@ -22,13 +22,13 @@ from trio_wsstream._frames import (
     Buffer,
     Decoder,
     Frame,
-    apply_mask,
     decode_close_payload,
     encode,
     encode_close_payload,
     encode_header,
     is_valid_close_code,
 )
+from trio_wsstream._masking import apply_mask
 
 from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
 

@@ -92,6 +92,25 @@ async def test_pings_and_pongs_take_their_turn_and_are_never_busy() -> None:
         assert await peer.receive() == (BINARY, data[:1000])
 
 
+async def test_writes_of_several_tasks_never_interleave_within_a_frame() -> None:
+    config = StreamConfig(max_message_size=100_000)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config, client=True)
+        data = bytes(range(256)) * 4000
+        nursery.start_soon(stream.send_all, data)
+        for number in range(20):
+            nursery.start_soon(stream.ping, bytes([number]) * 100)
+        received, pings = b"", 0
+        while len(received) < len(data) or pings < 20:
+            opcode, payload = await peer.receive()
+            if opcode == PING:
+                assert payload == bytes([payload[0]]) * 100
+                pings += 1
+            else:
+                received += payload
+        assert received == data
+
+
 async def test_wait_send_all_might_not_block_holds_the_turn() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "lockstep")

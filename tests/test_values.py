@@ -74,7 +74,7 @@ def fields_and_values(values: dict[str, list[Any]]) -> list[tuple[str, Any]]:
         }
     ),
 )
-def test_a_good_setting_is_kept(field: str, value: object) -> None:
+def test_a_good_setting_is_kept(field: str, value: Any) -> None:
     assert getattr(StreamConfig(**{field: value}), field) == value
 
 
@@ -92,7 +92,7 @@ def test_a_good_setting_is_kept(field: str, value: object) -> None:
         }
     ),
 )
-def test_a_setting_of_the_wrong_type_is_refused_by_name(field: str, value: object) -> None:
+def test_a_setting_of_the_wrong_type_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
         StreamConfig(**{field: value})
     assert str(caught.value).startswith(f"{field} must be ")
@@ -111,7 +111,7 @@ def test_a_setting_of_the_wrong_type_is_refused_by_name(field: str, value: objec
         }
     ),
 )
-def test_a_setting_of_the_wrong_value_is_refused_by_name(field: str, value: object) -> None:
+def test_a_setting_of_the_wrong_value_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field) as caught:
         StreamConfig(**{field: value})
     assert str(caught.value).startswith(f"{field} must be ")

@@ -146,7 +146,7 @@ class Decoder:
         self._kind = BINARY  # of the message that the last data frame belongs to
         self._left = 0  # bytes of the current data frame's payload that are still to come
         self._key = b""  # the current data frame's masking key, as its next byte needs it
-        self._utf8: codecs.IncrementalDecoder | None = None  # of an unfinished text message
+        self._utf8: codecs.IncrementalDecoder | None = None  # made with the first text message
         self._failure: ProtocolViolation | None = None  # to be raised next time
 
     @property
@@ -281,8 +281,6 @@ class Decoder:
         unfinished = self._utf8.getstate()[0]
         if unfinished[:1] == b"\xed" and unfinished[1:2] >= b"\xa0":
             return len(piece) - len(unfinished) + 1  # a surrogate: Python waits for all of it
-        if ends_message:
-            self._utf8 = None
         return None
 
     def _refuse(self, first: int, second: int) -> None:
