@@ -77,7 +77,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keys.clear)  # no key is used twice
 
 
-def encode(opcode: int, payload: Buffer, *, client: bool) -> tuple[bytes, Buffer]:
+def encode(opcode: int, payload: Buffer, *, client: bool) -> tuple[Buffer, ...]:
     """A whole message as one frame: its header and its payload; masked by a client (5.3)."""
     if not client:
         return encode_header(FIN | opcode, len(payload)), payload

@@ -20,6 +20,7 @@ the reader between them.
 
 from __future__ import annotations
 
+import functools
 from typing import Final, NamedTuple
 
 from ._config import HalfClose, StreamConfig, TextPolicy
@@ -147,6 +148,7 @@ class Protocol:
       verdict (WsStreamError or None): how: None is a clean end.
       can_send (bool): data may be sent.
       owes (bool): `data_to_send` has something to do.
+      encode_message: makes a binary message of a buffer: its header and its payload.
       pings (dict): the pings in flight by payload, oldest first.
     """
 
@@ -162,6 +164,7 @@ class Protocol:
         "client",
         "close_received",
         "close_sent",
+        "encode_message",
         "ended",
         "error",
         "has_failed",
@@ -191,6 +194,7 @@ class Protocol:
         self.owes = False
         self.is_receiving = True  # payload is kept; False once this side has closed
         self.pings: dict[bytes, Ping] = {}
+        self.encode_message = functools.partial(encode, BINARY, client=client)
         self._config = config
         self._decoder = Decoder(client=client)
         self._events: list[WsEvent] = []  # that happened, and were not asked for yet
@@ -293,10 +297,6 @@ class Protocol:
                     break
 
     # What goes out
-
-    def encode_message(self, payload: Buffer) -> tuple[bytes, Buffer]:
-        """A binary message, as header and payload of its frame."""
-        return encode(BINARY, payload, client=self.client)
 
     def ping(self, payload: bytes) -> Ping:
         """Owe a Ping. It stays in `pings` until it is answered, or never can be."""

@@ -53,6 +53,7 @@ GRACE_PERIOD = 0.05
 READ_SIZE: Final = 65536 + MAX_HEADER
 """Bytes for each read: messages of the default size stay aligned with reads."""
 
+_SHORT: Final = 16  # a last message that is so much shorter goes out with the one before it
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
 
 _READ_ERRORS: Final = (
@@ -384,7 +385,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._is_closed_here = True
             raise
         finally:
-            await self._close_forcefully()
+            if self.closed is None:
+                await self._close_forcefully()
 
     def _reads_at(self) -> float:
         """From when on it is the task's turn to read."""
@@ -499,15 +501,21 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 else:
                     turn.is_taken = True
                 try:
-                    for start in range(0, size, limit):
+                    start = 0
+                    while start < size:
                         if protocol.owes and protocol.can_send:
-                            await wire.write(b"", protocol.data_to_send())
+                            await wire.write((protocol.data_to_send(),))
                         if not protocol.can_send or wire.failure:
                             break
                         if self._pinged_at is not None:
                             self._frame_since = trio.current_time()
                         part = view if size <= limit else view[start : start + limit]
-                        await wire.write(*protocol.encode_message(part))
+                        frames = protocol.encode_message(part)
+                        start += limit
+                        if 0 < size - start <= limit // _SHORT:
+                            frames += protocol.encode_message(view[start:])
+                            start = size
+                        await wire.write(frames)
                         if self._pinged_at is not None:
                             self._note_progress()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -617,7 +625,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 return
             self._frame_since = trio.current_time()
             if data := protocol.data_to_send():
-                await wire.write(b"", data)
+                await wire.write((data,))
                 self._note_progress()
             self._close_is_out = protocol.close_sent is not None
             if (
@@ -674,12 +682,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 self._protocol.stop_receiving()
                 self._protocol.close(close)
                 self._begin_closing()
-                self._flush_soon()
+                self._news.unpark_all()
+                self._wake()
+                if not self._write_turn.is_taken:
+                    await self._flush()  # as _flush_soon, without a task
             while self.closed is None:
                 await self._news.park()
             await trio.lowlevel.checkpoint()
         except BaseException:
             await self._drop()
+            self._is_closed_here = True
             raise
 
     async def __aexit__(
@@ -700,14 +712,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _begin_closing(self) -> None:
         """Start the clock, and let nobody hold up the end."""
-        if self._close_deadline == math.inf:
-            self._close_deadline = trio.current_time() + self.config.close_timeout
         if self._is_closed_here or self._protocol.close_received is None:
             for subscription in self._subscriptions:
                 subscription.backpressure = False
             self._stall_scope.cancel()
-        self._news.unpark_all()
-        self._wake()
+        if self._close_deadline == math.inf:
+            self._close_deadline = trio.current_time() + self.config.close_timeout
+            self._news.unpark_all()
+            self._wake()
 
     def _is_over(self) -> bool:
         """Whether nothing is left to do but to close the transport."""
@@ -739,6 +751,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await self._transport.aclose()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # there is nothing left that it could lose
+        self._conclude()
 
     async def _drop(self) -> None:
         """Close the transport with no word to the peer."""

@@ -9,7 +9,8 @@ turned to it, and the bytes that its text decoder holds.
 
 trio-websocket's reader task may be in one of two places. Either it is in the transport, and
 then it alone can say what its read got: nobody else reads until it has left. A stand-in for
-the connection's wsproto object keeps those bytes, and lets the task end. Or it is busy with an
+the connection's wsproto object keeps those bytes, and lets the task end. (At a socket it need not
+wait for bytes: told that the socket is about to be closed, it goes.) Or it is busy with an
 event (answering a ping, putting a message in a full queue); then it will find a closed
 transport when it comes to read, and nobody waits for it. Which of the two, wsproto's generator
 of frames tells: if the last thing it gave out was a frame, that frame is being handled.
@@ -273,6 +274,9 @@ class Handover:
         connection._wsproto = self._stand_in  # type: ignore[assignment]
         if self._is_closed or not is_reading:
             connection._stream = _NoStream(self.transport)  # type: ignore[assignment]
+        elif isinstance(self.transport, trio.SocketStream) and not self.is_sending:
+            # From a socket the task can be sent away, before anything comes.
+            trio.lowlevel.notify_closing(self.transport.socket)
 
         async def aclose(code: int, reason: str | None) -> None:
             await drop()

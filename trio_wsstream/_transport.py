@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -36,8 +36,8 @@ class StreamTransport:
         self.failure = ""
         self.is_cut_off = False
 
-    async def write(self, header: bytes, payload: Buffer) -> None:
-        """Write a frame; or several frames as ``payload``.
+    async def write(self, buffers: Sequence[Buffer]) -> None:
+        """Write whole frames, in as many pieces as the caller has them.
 
         Cancelled before anything is written, it did nothing.
 
@@ -45,9 +45,8 @@ class StreamTransport:
           trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        data = b"".join((header, payload)) if header else payload
         try:
-            await self._stream.send_all(data)
+            await self._stream.send_all(b"".join(buffers))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.note_failure(error)
             raise
@@ -72,16 +71,15 @@ class SocketTransport:
         self._rest: Buffer = b""  # of a frame whose writing was cancelled
         self.failure = ""
 
-    async def write(self, header: bytes, payload: Buffer) -> None:
+    async def write(self, buffers: Sequence[Buffer]) -> None:
         """As `StreamTransport.write`. Cancelled in the middle, it keeps what is left."""
         try:
             if self._rest:
                 await self._write_rest()
-            sent = await self._socket.sendmsg((header, payload))
-            left = len(header) + len(payload) - sent
+            left = sum(map(len, buffers)) - await self._socket.sendmsg(buffers)
             if left:
-                in_payload = left <= len(payload)
-                self._rest = memoryview(payload)[-left:] if in_payload else header[sent:] + payload
+                last = buffers[-1]
+                self._rest = memoryview(last if left <= len(last) else b"".join(buffers))[-left:]
                 await self._write_rest()
         except OSError as error:
             self.note_failure(error)
