@@ -101,6 +101,7 @@ async def test_without_a_sign_of_life_after_a_ping_the_peer_is_given_up(
         assert isinstance(error, ErrorOccurred)
         assert isinstance(error.error, KeepaliveTimeout)
         assert closed == StreamClosed(1006, "", False, error.error)
+        await wait_all_tasks_blocked()
         with pytest.raises(trio.BrokenResourceError) as broken:
             await stream.receive_some()
         assert broken.value.__cause__ == error.error

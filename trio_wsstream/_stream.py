@@ -246,7 +246,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             max_bytes = operator.index(max_bytes)
             if max_bytes < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-        if self._is_receiving:
+        if self._is_receiving and not self._is_closed_here:
             raise trio.BusyResourceError("another task is receiving on this stream")
         protocol = self._protocol
         has_yielded = False
@@ -606,7 +606,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _release_write_turn(self) -> None:
         self._write_turn.pass_on()
-        if self._protocol.owes:
+        if self._protocol.owes and not self._wire.failure:
             self._flush_soon()
 
     def _flush_soon(self) -> None:
