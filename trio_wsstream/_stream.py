@@ -13,8 +13,9 @@ closing deadline. A caller in the transport moves none of these; who leaves and 
 dozing (`_is_dozing`: with no grace period set) sets it a new one.
 
 *Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
-the short-lived task that sends what `Protocol` owes the peer. A `send_all` sends that as well,
-between its messages. Reading never waits for writing; it only starts a `_flush`.
+the short-lived task that sends what `Protocol` owes the peer, so that no caller's cancellation
+loses it. A `send_all` passes the turn on to one between its messages. Reading never waits for
+writing; it only starts a `_flush`.
 
 *Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
 answers owed. Only an event for a full channel with backpressure stops that; then the next
@@ -117,11 +118,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     """
 
     __slots__ = (  # a third less memory than a dict takes
+        "__dict__",  # for what others may want to attach; made when they do
         "__weakref__",
         "_caller_read_size",
         "_close_deadline",
         "_close_is_out",
-        "_flush_is_due",
         "_frame_since",
         "_handover",
         "_has_sent_eof",
@@ -206,7 +207,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._write_turn = _WriteTurn()
         self._is_sending = False  # a caller is in one of the three sending methods
         self._frame_since = 0.0  # while keepalive waits for a sign of life
-        self._flush_is_due = False
         self._close_is_out = handover.close_sent is not None and not handover.is_sending
 
         self._subscriptions: list[Subscription] = []
@@ -495,18 +495,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         try:
             if not size:
                 await trio.lowlevel.checkpoint()
-            elif protocol.can_send and not wire.failure:
+            start = 0
+            while start < size and protocol.can_send and not wire.failure:
                 if turn.is_taken:
                     await turn.take()
                 else:
                     turn.is_taken = True
                 try:
-                    start = 0
-                    while start < size:
-                        if protocol.owes and protocol.can_send:
-                            await wire.write((protocol.data_to_send(),))
-                        if not protocol.can_send or wire.failure:
-                            break
+                    while protocol.can_send and not wire.failure:
                         if self._pinged_at is not None:
                             self._frame_since = trio.current_time()
                         part = view if size <= limit else view[start : start + limit]
@@ -518,10 +514,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         await wire.write(frames)
                         if self._pinged_at is not None:
                             self._note_progress()
+                        if start >= size or protocol.owes:
+                            break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     self._news.unpark_all()  # and the wire has noted why
                 finally:
-                    self._release_write_turn()
+                    self._release_write_turn()  # to a _flush, if something is owed
             if not protocol.can_send or wire.failure:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 raise self._send_error()
@@ -610,15 +608,13 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._flush_soon()
 
     def _flush_soon(self) -> None:
-        """Have what is owed sent; by who has the turn to write, if somebody has."""
-        if not (self._flush_is_due or self._write_turn.is_taken or self.closed):
-            self._flush_is_due = True
+        """Have what is owed sent: now, or when who has the turn to write passes it on."""
+        if not (self._write_turn.is_taken or self.closed):
+            self._write_turn.is_taken = True
             self._nursery.start_soon(self._flush)
 
     async def _flush(self) -> None:
-        """Send what is owed to the peer."""
-        await self._write_turn.take()
-        self._flush_is_due = False
+        """With the turn to write: send what is owed to the peer."""
         protocol, wire = self._protocol, self._wire
         try:
             if wire.failure:
@@ -685,6 +681,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 self._news.unpark_all()
                 self._wake()
                 if not self._write_turn.is_taken:
+                    self._write_turn.is_taken = True
                     await self._flush()  # as _flush_soon, without a task
             while self.closed is None:
                 await self._news.park()
