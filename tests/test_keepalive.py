@@ -138,8 +138,36 @@ async def test_a_frame_accepted_after_it_had_to_wait_is_a_sign_of_life(
         assert (await peer.receive())[0] == PING
         events = stream.subscribe()
         await all_events(events)
-        # The ping was accepted after waiting as well, when that frame was.
         assert trio.current_time() - started == pytest.approx(taken_at + 25, abs=0.1)
+
+
+async def test_frames_that_are_accepted_slowly_keep_the_connection_alive_without_a_ping(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        config = StreamConfig(ping_interval=20, ping_timeout=5, max_message_size=10)
+        stream, peer = await keepalive_pair(nursery, config=config, transport="lockstep")
+        nursery.start_soon(stream.send_all, bytes(1000))
+        for _ in range(20):
+            await trio.sleep(12)
+            assert await peer.receive() == (BINARY, bytes(10))
+        assert stream.closed is None
+
+
+@pytest.mark.parametrize("caller_reads", [True, False])
+async def test_a_ping_does_not_end_the_standstill_of_a_slow_subscriber(
+    caller_reads: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, caller_reads)
+        events = stream.subscribe(0, backpressure=True)
+        await peer.send(PING, b"waits for the subscriber")
+        await trio.sleep(1)
+        with trio.move_on_after(5):
+            await stream.ping()
+        await trio.sleep(200)
+        assert stream.closed is None
+        events.close()
 
 
 async def test_a_frame_that_did_not_wait_is_no_sign_of_life(autojump_clock: MockClock) -> None:

@@ -42,7 +42,13 @@ from trio_websocket import Endpoint, WebSocketConnection
 
 from . import _takeover
 from ._config import StreamConfig
-from ._errors import AbnormalClosure, ConnectionLost, ProtocolViolation, TakeoverError
+from ._errors import (
+    AbnormalClosure,
+    ConnectionLost,
+    KeepaliveTimeout,
+    ProtocolViolation,
+    TakeoverError,
+)
 from ._events import Kinds, StreamClosed, Subscription, WsEvent
 from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, is_valid_close_code
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
@@ -123,7 +129,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_caller_read_size",
         "_close_deadline",
         "_close_is_out",
-        "_frame_since",
         "_handover",
         "_has_sent_eof",
         "_heard_at",
@@ -133,6 +138,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_is_reading",
         "_is_receiving",
         "_is_sending",
+        "_is_stalled",
         "_news",
         "_nursery",
         "_pinged_at",
@@ -206,11 +212,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._wire = adapt(handover.transport)
         self._write_turn = _WriteTurn()
         self._is_sending = False  # a caller is in one of the three sending methods
-        self._frame_since = 0.0  # while keepalive waits for a sign of life
         self._close_is_out = handover.close_sent is not None and not handover.is_sending
 
         self._subscriptions: list[Subscription] = []
         self._stalled: list[tuple[Subscription, WsEvent]] = []  # waiting for room
+        self._is_stalled = False  # until the last of them has been delivered
         self._stall_scope = trio.CancelScope()  # of the task that waits with them
 
         if handover.is_sending:
@@ -288,6 +294,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _may_tell_end(self) -> bool:
         """A caller that leaves at the end must not overtake our answer to the peer's Close."""
         protocol = self._protocol
+        if isinstance(protocol.verdict, KeepaliveTimeout):
+            return self.closed is not None  # at once
         return (
             protocol.close_received is None
             or protocol.is_held
@@ -440,7 +448,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _keep_alive(self, now: float) -> None:
         """Do it."""
         if self._pinged_at is None or self.config.ping_timeout is None:
-            self._pinged_at = self._frame_since = now
+            self._pinged_at = now
             self._protocol.ping(self._fresh_ping_payload())
             self._flush_soon()
             return
@@ -451,7 +459,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _settle_hold(self, now: float) -> None:
         """Keepalive's clock stands still while our own side holds reading back."""
-        is_held = bool(self._stalled) or (self._is_full() and not self._is_reading)
+        is_held = self._is_stalled or (self._is_full() and not self._is_reading)
         if is_held and self._held_since is None:
             self._held_since = now
         elif not is_held and self._held_since is not None:
@@ -460,10 +468,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 self._pinged_at += now - self._held_since
             self._held_since = None
 
-    def _note_progress(self) -> None:
+    def _note_progress(self, since: float) -> None:
         """A frame was accepted: a sign of life, if it had to wait for the peer."""
         now = trio.current_time()
-        if now - self._frame_since >= _NOTICEABLE_WAIT:
+        if now - since >= _NOTICEABLE_WAIT:
             self._heard_at = now
 
     # Sending
@@ -503,8 +511,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     turn.is_taken = True
                 try:
                     while protocol.can_send and not wire.failure:
-                        if self._pinged_at is not None:
-                            self._frame_since = trio.current_time()
+                        since = trio.current_time()
                         part = view if size <= limit else view[start : start + limit]
                         frames = protocol.encode_message(part)
                         start += limit
@@ -512,8 +519,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                             frames += protocol.encode_message(view[start:])
                             start = size
                         await wire.write(frames)
-                        if self._pinged_at is not None:
-                            self._note_progress()
+                        self._note_progress(since)
                         if start >= size or protocol.owes:
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -619,10 +625,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         try:
             if wire.failure:
                 return
-            self._frame_since = trio.current_time()
+            since = trio.current_time()
             if data := protocol.data_to_send():
                 await wire.write((data,))
-                self._note_progress()
+                self._note_progress(since)
             self._close_is_out = protocol.close_sent is not None
             if (
                 protocol.has_failed
@@ -820,6 +826,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     subscription.force(event)
                 else:
                     self._stalled.append((subscription, event))
+                    self._is_stalled = True
                     self._wake()
 
     async def _wait_for_subscribers(self) -> None:
@@ -834,6 +841,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     except trio.Cancelled:
                         self._stalled.insert(0, (subscription, event))
                         raise
+            self._is_stalled = False
         self._wake()
 
     async def ping(self, payload: bytes | None = None) -> float:
