@@ -188,6 +188,22 @@ async def test_a_cancelled_block_drops_the_transport_and_hides_nothing() -> None
         assert stream.closed == StreamClosed(1006, "", False, None)
 
 
+@pytest.mark.parametrize("error", [None, ValueError("of the user")])
+async def test_an_exception_under_a_cancelled_scope_comes_out_as_it_was(
+    error: Exception | None,
+) -> None:
+    """The stream's task is cancelled too; that makes no group of it, and hides nothing."""
+    expected = ValueError if error else trio.Cancelled
+    async with echo_server() as url:
+        with trio.CancelScope() as scope, pytest.raises(expected) as caught:
+            async with open_ws_stream(url):
+                scope.cancel()
+                if error:
+                    raise error
+                await trio.sleep_forever()
+        assert error is None or caught.value is error
+
+
 async def test_a_takeover_error_comes_out_of_wrap_websocket_in_no_group() -> None:
     async with background() as nursery:
         client, _ = await connection_pair(nursery)

@@ -36,6 +36,7 @@ FIN: Final = 0x80
 MASKED: Final = 0x80
 MAX_CONTROL_PAYLOAD: Final = 125
 MAX_HEADER: Final = 14
+_VIEWED: Final = 8192
 
 Buffer = bytes | bytearray | memoryview
 
@@ -227,7 +228,9 @@ class Decoder:
             stop = start + length
             if stop <= end and self._kind == BINARY:  # and whose payload is, too
                 if mask:
-                    payload.append(apply_mask(data[start:stop], data[start - 4 : start]))
+                    # From some KiB on, a view is cheaper than a copy.
+                    source = data if length < _VIEWED else memoryview(data)
+                    payload.append(apply_mask(source[start:stop], data[start - 4 : start]))
                 elif length:
                     payload.append(data[start:stop])
                 position = stop

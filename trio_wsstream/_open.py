@@ -20,14 +20,18 @@ from ._stream import WsByteStream
 async def _open_nursery() -> AsyncGenerator[trio.Nursery, None]:
     """A nursery that lets its block's exception out as it was, in no group.
 
-    For tasks that do not raise: then there is nothing that it could be grouped with.
+    For tasks that do not raise but `trio.Cancelled`: only that could it be grouped with.
     """
     error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except BaseException as exc:  # noqa: BLE001  # raised again below
-            error = exc
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:  # noqa: BLE001  # raised again below
+                error = exc
+    except BaseExceptionGroup as group:
+        if error is None or group.split(trio.Cancelled)[1] is not None:
+            raise
     if error is not None:
         raise error
 

@@ -57,8 +57,8 @@ from ._transport import Receive, adapt
 GRACE_PERIOD = 0.05
 """For how many seconds after a caller's read the stream's own task leaves reading to callers."""
 
-READ_SIZE: Final = 65536 + MAX_HEADER
-"""Bytes for each read: messages of the default size stay aligned with reads."""
+READ_SIZE: Final = 65536
+"""Bytes of payload for each read, so that messages of the default size stay aligned with reads."""
 
 _SHORT: Final = 16  # a last message that is so much shorter goes out with the one before it
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
@@ -312,7 +312,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         raise trio.BrokenResourceError(f"the stream broke: {verdict}") from verdict
 
     def _read_size(self, unread: int) -> int:
-        return min(READ_SIZE, max(1, self.config.receive_buffer_size - unread))
+        header = MAX_HEADER - 4 if self._protocol.client else MAX_HEADER  # a server does not mask
+        return min(READ_SIZE + header, max(1, self.config.receive_buffer_size - unread))
 
     async def _read(self, size: int) -> None:
         """With the turn to read: read once, and digest it. Always a checkpoint."""
@@ -497,8 +498,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is sending on this stream")
         # One long function: each call and context manager less is 1 % of what 64 KiB take.
         protocol, wire, turn = self._protocol, self._wire, self._write_turn
-        view = data if type(data) is bytes else memoryview(data).cast("B")
-        size, limit = len(view), self.config.max_message_size
+        limit = self.config.max_message_size
+        is_plain = type(data) is bytes and len(data) <= limit
+        view = data if is_plain else memoryview(data).cast("B")
+        size = len(view)
         self._is_sending = True
         try:
             if not size:

@@ -4,14 +4,15 @@ On a `trio.SocketStream` a frame that is cancelled in the middle is not lost: wh
 is kept, and goes out before anything else (`SocketTransport`). Other streams do not say how far
 they got, so there the sending side is broken (`StreamTransport`).
 
-A socket is used directly, through the stream's public `.socket`: the layer between takes 2 us of
-every call, and has no place for a header beside the payload.
+A socket's file descriptor is read and written as `trio.socket` itself does it, but without its
+four coroutines for each call, and without `trio.SocketStream`'s context managers: together they
+take a fifth of what 1 KiB costs.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
+import os
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -67,16 +68,37 @@ class SocketTransport:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._socket = stream.socket
-        self.receive_some: Receive = stream.socket.recv
         self._rest: Buffer = b""  # of a frame whose writing was cancelled
         self.failure = ""
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """As `StreamTransport.receive_some`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            data = os.read(self._socket.fileno(), max_bytes)
+        except BlockingIOError:
+            while True:
+                await trio.lowlevel.wait_readable(self._socket)
+                try:
+                    return os.read(self._socket.fileno(), max_bytes)
+                except BlockingIOError:
+                    pass
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """As `StreamTransport.write`. Cancelled in the middle, it keeps what is left."""
         try:
             if self._rest:
                 await self._write_rest()
-            left = sum(map(len, buffers)) - await self._socket.sendmsg(buffers)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                sent = os.writev(self._socket.fileno(), buffers)
+            except BlockingIOError:
+                sent = await self._write_when_writable(buffers)
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            left = sum(map(len, buffers)) - sent
             if left:
                 last = buffers[-1]
                 self._rest = memoryview(last if left <= len(last) else b"".join(buffers))[-left:]
@@ -87,11 +109,19 @@ class SocketTransport:
                 raise trio.ClosedResourceError("the socket was closed") from None
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
+    async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
+        while True:
+            await trio.lowlevel.wait_writable(self._socket)
+            try:
+                return os.writev(self._socket.fileno(), buffers)
+            except BlockingIOError:
+                pass
+
     async def _write_rest(self) -> None:
         rest = memoryview(self._rest)
         try:
             while rest:
-                rest = rest[await self._socket.send(rest) :]
+                rest = rest[await self._write_when_writable((rest,)) :]
         finally:
             self._rest = bytes(rest)  # the caller's buffer is its own again
 
@@ -102,6 +132,6 @@ class SocketTransport:
 
 def adapt(stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
     """The transport for a stream."""
-    if isinstance(stream, trio.SocketStream) and hasattr(socket.socket, "sendmsg"):
+    if isinstance(stream, trio.SocketStream) and hasattr(os, "writev"):
         return SocketTransport(stream)
     return StreamTransport(stream)
