@@ -668,6 +668,16 @@ async def test_a_half_close_that_crosses_ours_is_not_held_back() -> None:
         assert await all_events(client.subscribe()) == await all_events(server.subscribe())
 
 
+async def test_a_ping_after_a_half_close_of_the_peer_tells_its_close() -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery)
+        await client.send_eof()
+        assert await server.receive_some() == b""
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await server.ping()
+        assert broken.value.__cause__ == AbnormalClosure(1000, "half-close")
+
+
 async def test_a_held_answer_has_no_timeout(autojump_clock: MockClock) -> None:
     async with background() as nursery:
         client, server = await stream_pair(nursery)

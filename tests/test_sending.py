@@ -157,6 +157,52 @@ async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_w
         assert await peer.receive() == (BINARY, b"what comes next")
 
 
+async def test_a_cancelled_send_loses_no_pong_that_is_owed() -> None:
+    config = StreamConfig(max_message_size=1 << 26)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config)
+        nursery.start_soon(stream.receive_some)
+        data = b"0123456789" * 3_000_000
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as sending:
+                sending.start_soon(stream.send_all, data)
+                await wait_all_tasks_blocked()
+                await peer.send(PING, b"answer me")
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        assert await receive_all(peer, len(data)) == data
+        assert await peer.receive() == (PONG, b"answer me")
+
+
+async def test_a_cut_off_frame_owes_nothing_for_ever() -> None:
+    """Nothing spins for a Pong that can never be sent: all tasks come to rest."""
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        await cancel_inside_a_frame(stream, b"x" * 100)
+        nursery.start_soon(stream.receive_some)
+        await peer.send(PING)
+        with trio.fail_after(5):
+            await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("size", [100_000, 30_000_000])
+async def test_a_clogged_socket_that_is_dropped_tells_its_sender_so(size: int) -> None:
+    """Whatever the sender was doing when the socket was closed, it sees ClosedResourceError."""
+    config = StreamConfig(max_message_size=1 << 26, close_timeout=0.05)
+    async with background() as nursery, trio.open_nursery() as sending:
+        for _ in range(4):
+            stream, _ = await raw_pair(nursery, "tcp", config)
+
+            async def send(stream: WsByteStream) -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    while True:
+                        await stream.send_all(bytes(size))
+
+            sending.start_soon(send, stream)
+            await wait_all_tasks_blocked()
+            await stream.aclose()
+
+
 async def test_the_rest_of_a_cancelled_frame_goes_out_before_a_close() -> None:
     config = StreamConfig(max_message_size=1 << 26)
     async with background() as nursery:

@@ -603,7 +603,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         protocol = self._protocol
         if self._is_closed_here or self._has_sent_eof:
             return trio.ClosedResourceError("this side has closed the stream")
-        if protocol.close_received is not None and not protocol.is_held:
+        has_broken = bool(protocol.error or self._wire.failure)
+        if protocol.close_received is not None and not (protocol.is_held and has_broken):
             cause: Exception = AbnormalClosure(*protocol.close_received)
         else:
             cause = protocol.error or ConnectionLost(self._wire.failure or "the transport ended")

@@ -95,6 +95,7 @@ class SocketTransport:
             try:
                 sent = os.writev(self._socket.fileno(), buffers)
             except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
                 sent = await self._write_when_writable(buffers)
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -110,12 +111,13 @@ class SocketTransport:
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
+        # It writes before it waits: that the socket has been closed must be noticed here. To wait
+        # for a descriptor of -1 would break Trio's own books.
         while True:
-            await trio.lowlevel.wait_writable(self._socket)
             try:
                 return os.writev(self._socket.fileno(), buffers)
             except BlockingIOError:
-                pass
+                await trio.lowlevel.wait_writable(self._socket)
 
     async def _write_rest(self) -> None:
         rest = memoryview(self._rest)
