@@ -1,0 +1,43 @@
+"""What was written for any Trio stream, over ours."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from tricycle import BufferedReceiveStream, TextReceiveStream
+
+from .pairs import CLIENT_TLS, SERVER_TLS, background, stream_pair
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+async def test_tls_inside_of_it_carries_bytes_and_closes_cleanly(transport: str) -> None:
+    data = bytes(range(256)) * 1000
+    async with background() as nursery, trio.open_nursery() as talking:
+        client, server = await stream_pair(nursery, transport)
+
+        async def echo() -> None:
+            async with trio.SSLStream(server, SERVER_TLS, server_side=True) as tls:
+                async for chunk in tls:
+                    await tls.send_all(chunk)
+
+        talking.start_soon(echo)
+        tls = trio.SSLStream(client, CLIENT_TLS, server_hostname="localhost")
+        async with tls:
+            talking.start_soon(tls.send_all, data)
+            received = b""
+            while len(received) < len(data):
+                received += await tls.receive_some()
+            assert received == data
+
+
+async def test_tricycle_frames_it_by_length_and_by_line() -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery)
+        await client.send_all(b"\x00\x05hello")
+        buffered = BufferedReceiveStream(server)
+        length = int.from_bytes(await buffered.receive_exactly(2), "big")
+        assert await buffered.receive_exactly(length) == b"hello"
+        await server.send_all("one\nzwölf\n".encode())
+        await server.send_eof()
+        lines = [line async for line in TextReceiveStream(client, encoding="utf-8")]
+        assert lines == ["one\n", "zwölf\n"]
