@@ -798,6 +798,18 @@ async def test_a_call_in_the_cancelled_nursery_is_cancelled_like_the_stream(meth
             await wait_all_tasks_blocked()
 
 
+async def test_a_read_that_has_just_ended_is_cancelled_like_the_stream() -> None:
+    for _ in range(12):  # Trio's order of tasks is random
+        async with background() as nursery:
+            stream, peer = await raw_pair(nursery)
+            nursery.start_soon(stream.receive_some)
+            await wait_all_tasks_blocked()
+            await peer.send(PING)
+            await wait_all_tasks_blocked()  # the reader is in the transport itself
+            stream._transport.receive_stream.put_data(peer.frame(PING))  # type: ignore[attr-defined]
+            nursery.cancel_scope.cancel()
+
+
 async def answer_close(peer: RawPeer) -> None:
     """As any peer does."""
     while True:
