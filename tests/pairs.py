@@ -5,12 +5,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import trio
 import trio.testing
 import trio_websocket
 import trustme
+import wsproto.utilities
 from trio_websocket import WebSocketConnection
 
 from trio_wsstream import StreamConfig, WsByteStream
@@ -213,24 +214,28 @@ async def handshake(
     async with trio.open_nursery() as opening:
         opening.start_soon(open_ours)
         if client:
-            request = await _receive_head(theirs)
-            key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
-            accept = trio_websocket._impl.wsproto.utilities.generate_accept_token(key)
-            await theirs.send_all(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-                b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-            )
+            await theirs.send_all(server_handshake(await receive_head(theirs)))
         else:
-            await theirs.send_all(
-                b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-                b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            )
-            await _receive_head(theirs)
+            await theirs.send_all(CLIENT_HANDSHAKE)
+            await receive_head(theirs)
     return result[0]
 
 
-async def _receive_head(transport: Any) -> bytes:
+def server_handshake(request: bytes) -> bytes:
+    key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + wsproto.utilities.generate_accept_token(key) + b"\r\n\r\n"
+    )
+
+
+CLIENT_HANDSHAKE: Final = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+async def receive_head(transport: Any) -> bytes:
     """An HTTP head, and not one byte more."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):

@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 import trio_websocket
-import wsproto.utilities
 from trio.testing import wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
@@ -26,7 +25,17 @@ from trio_wsstream import (
     wrap_websocket,
 )
 
-from .pairs import BINARY, CLOSE, PING, SHORT, RawPeer, close_payload
+from .pairs import (
+    BINARY,
+    CLIENT_HANDSHAKE,
+    CLOSE,
+    PING,
+    SHORT,
+    RawPeer,
+    close_payload,
+    receive_head,
+    server_handshake,
+)
 from .test_takeover import Gate, both_sides, meeting, receive_all, receive_and_break
 
 # The spent connection
@@ -180,28 +189,6 @@ async def test_the_end_of_the_streams_nursery_ends_trio_websockets_tasks(
 
 
 # Leaving, over TCP
-
-
-def server_handshake(request: bytes) -> bytes:
-    key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + wsproto.utilities.generate_accept_token(key) + b"\r\n\r\n"
-    )
-
-
-CLIENT_HANDSHAKE: Final = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-
-
-async def receive_head(transport: trio.SocketStream) -> bytes:
-    """An HTTP head, and not one byte more."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += await transport.receive_some(1)
-    return head
 
 
 Body = Callable[[WsByteStream], Awaitable[None]]

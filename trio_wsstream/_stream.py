@@ -52,7 +52,7 @@ from ._errors import (
 from ._events import Kinds, StreamClosed, Subscription, WsEvent
 from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, is_valid_close_code
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
-from ._transport import Receive, adapt
+from ._transport import Receive, adapt, why_broken
 
 GRACE_PERIOD = 0.05
 """For how many seconds after a caller's read the stream's own task leaves reading to callers."""
@@ -340,7 +340,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if isinstance(error, ProtocolViolation):  # trio-websocket met it
             self._protocol.fail(error)
         else:
-            self._protocol.receive_eof(f"the transport broke: {error.__cause__ or error!r}")
+            self._protocol.receive_eof(why_broken(error))
 
     def _end_read(self) -> None:
         self._is_reading = False

@@ -22,20 +22,39 @@ from ._frames import Buffer
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
 
-class StreamTransport:
-    """Any stream.
+def why_broken(error: Exception) -> str:
+    """A transport's error, or the one that it stands for, in words."""
+    return f"the transport broke: {error.__cause__ or error!r}"
+
+
+class _Transport:
+    """What can be said of both kinds.
 
     Attributes:
-      receive_some: as the stream's; it may also raise an OSError for a broken transport.
       failure (str): why nothing more can be written; empty while it can.
       is_cut_off (bool): because a frame was cut off.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self.receive_some: Receive = stream.receive_some
+    def __init__(self) -> None:
         self.failure = ""
         self.is_cut_off = False
+
+    def note_failure(self, error: Exception) -> None:
+        """The transport has failed."""
+        self.failure = why_broken(error)
+
+
+class StreamTransport(_Transport):
+    """Any stream.
+
+    Attributes:
+      receive_some: as the stream's; it may also raise an OSError for a broken transport.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__()
+        self._stream = stream
+        self.receive_some: Receive = stream.receive_some
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Write whole frames, in as many pieces as the caller has them.
@@ -56,20 +75,14 @@ class StreamTransport:
             self.is_cut_off = True
             raise
 
-    def note_failure(self, error: Exception) -> None:
-        """The transport has failed."""
-        self.failure = f"the transport broke: {error.__cause__ or error!r}"
 
-
-class SocketTransport:
+class SocketTransport(_Transport):
     """A `trio.SocketStream`, whose payload is not copied to be framed. As `StreamTransport`."""
 
-    is_cut_off = False
-
     def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__()
         self._socket = stream.socket
         self._rest: Buffer = b""  # of a frame whose writing was cancelled
-        self.failure = ""
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """As `StreamTransport.receive_some`."""
@@ -95,7 +108,6 @@ class SocketTransport:
             try:
                 sent = os.writev(self._socket.fileno(), buffers)
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
                 sent = await self._write_when_writable(buffers)
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -126,10 +138,6 @@ class SocketTransport:
                 rest = rest[await self._write_when_writable((rest,)) :]
         finally:
             self._rest = bytes(rest)  # the caller's buffer is its own again
-
-    def note_failure(self, error: Exception) -> None:
-        """The transport has failed."""
-        self.failure = f"the transport broke: {error!r}"
 
 
 def adapt(stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
