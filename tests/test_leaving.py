@@ -215,6 +215,27 @@ async def later(
         yield stream
 
 
+@asynccontextmanager
+async def served(
+    handle: Callable[[WebSocketRequest], Awaitable[None]], **options: int
+) -> AsyncGenerator[int, None]:
+    """The port of a serve_websocket; it is left when all its handlers have ended."""
+    async with trio.open_nursery() as serving:
+        async with trio.open_nursery() as handlers:
+            serve = partial(
+                trio_websocket.serve_websocket,
+                handle,
+                "127.0.0.1",
+                0,
+                None,
+                handler_nursery=handlers,
+                **options,
+            )
+            server = await serving.start(serve)
+            yield server.port
+        serving.cancel_scope.cancel()
+
+
 Wrap = Callable[[WebSocketConnection, StreamConfig], AbstractAsyncContextManager[WsByteStream]]
 
 
@@ -226,22 +247,13 @@ async def as_server(wrap: Wrap, body: Body, peer: Peer, config: StreamConfig) ->
         async with wrap(connection, config) as stream:
             await body(stream)
 
-    async with trio.open_nursery() as serving:
-        async with trio.open_nursery() as handlers:
-            serve = partial(
-                trio_websocket.serve_websocket,
-                handle,
-                "127.0.0.1",
-                0,
-                None,
-                handler_nursery=handlers,
-            )
-            server = await serving.start(serve)
-            async with await trio.open_tcp_stream("127.0.0.1", server.port) as transport:
-                await transport.send_all(CLIENT_HANDSHAKE)
-                await receive_head(transport)
-                await peer(RawPeer(transport, masked=True))
-        serving.cancel_scope.cancel()
+    async with (
+        served(handle) as port,
+        await trio.open_tcp_stream("127.0.0.1", port) as transport,
+    ):
+        await transport.send_all(CLIENT_HANDSHAKE)
+        await receive_head(transport)
+        await peer(RawPeer(transport, masked=True))
 
 
 @asynccontextmanager
@@ -468,24 +480,11 @@ async def test_leaving_a_server_whose_message_queue_is_full() -> None:
         await left.wait()
 
     with trio.fail_after(4):
-        async with trio.open_nursery() as serving:
-            async with trio.open_nursery() as handlers:
-                serve = partial(
-                    trio_websocket.serve_websocket,
-                    handle,
-                    "127.0.0.1",
-                    0,
-                    None,
-                    message_queue_size=0,
-                    handler_nursery=handlers,
-                )
-                server = await serving.start(serve)
-                url = f"ws://127.0.0.1:{server.port}/"
-                async with open_ws_stream(url, config=SHORT) as stream:
-                    await send_three(stream)
-                assert stream.closed == StreamClosed(1006, "", False, None)
-                left.set()
-            serving.cancel_scope.cancel()
+        async with served(handle, message_queue_size=0) as port:
+            async with open_ws_stream(f"ws://127.0.0.1:{port}/", config=SHORT) as stream:
+                await send_three(stream)
+            assert stream.closed == StreamClosed(1006, "", False, None)
+            left.set()
 
 
 async def test_leaving_a_client_whose_message_queue_is_full() -> None:
@@ -499,22 +498,13 @@ async def test_leaving_a_client_whose_message_queue_is_full() -> None:
         left.set()
 
     with trio.fail_after(4):
-        async with trio.open_nursery() as serving:
-            async with trio.open_nursery() as handlers:
-                serve = partial(
-                    trio_websocket.serve_websocket,
-                    handle,
-                    "127.0.0.1",
-                    0,
-                    None,
-                    handler_nursery=handlers,
-                )
-                server = await serving.start(serve)
-                async with trio_websocket.open_websocket(
-                    "127.0.0.1", server.port, "/", use_ssl=False, message_queue_size=0
-                ):
-                    await left.wait()
-            serving.cancel_scope.cancel()
+        async with (
+            served(handle) as port,
+            trio_websocket.open_websocket(
+                "127.0.0.1", port, "/", use_ssl=False, message_queue_size=0
+            ),
+        ):
+            await left.wait()
     assert [stream.closed for stream in streams] == [StreamClosed(1006, "", False, None)]
 
 
