@@ -21,6 +21,7 @@ from ._events import (
     WsEvent,
 )
 from ._open import open_ws_stream, wrap_websocket
+from ._serve import WsListener, serve_ws
 from ._stream import WsByteStream
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "TextRejected",
     "WsByteStream",
     "WsEvent",
+    "WsListener",
     "WsStreamError",
     "open_ws_stream",
+    "serve_ws",
     "wrap_websocket",
 ]

@@ -46,7 +46,7 @@ def _an_enum(kind: type[enum.Enum]) -> Any:
     return check
 
 
-def _check_seconds(name: str, value: object) -> float:
+def check_seconds(name: str, value: object) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     assert isinstance(value, int | float)
@@ -56,11 +56,11 @@ def _check_seconds(name: str, value: object) -> float:
 
 
 def _a_timeout(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    _check_seconds(attribute.name, value)
+    check_seconds(attribute.name, value)
 
 
 def _an_interval(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and _check_seconds(attribute.name, value) == 0:
+    if value is not None and check_seconds(attribute.name, value) == 0:
         raise ValueError(f"{attribute.name} must be more than 0 seconds or None, not {value!r}")
 
 

@@ -17,7 +17,7 @@ from ._stream import WsByteStream
 
 
 @asynccontextmanager
-async def _open_nursery() -> AsyncGenerator[trio.Nursery, None]:
+async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
     """A nursery that lets its block's exception out as it was, in no group.
 
     For tasks that do not raise but `trio.Cancelled`: only that could it be grouped with.
@@ -48,7 +48,7 @@ async def wrap_websocket(
     Raises:
       TakeoverError: as `WsByteStream`.
     """
-    async with _open_nursery() as nursery, WsByteStream(connection, nursery, config) as stream:
+    async with open_nursery() as nursery, WsByteStream(connection, nursery, config) as stream:
         yield stream
 
 
@@ -61,6 +61,7 @@ async def open_ws_stream(
     extra_headers: Iterable[tuple[bytes, bytes]] = (),
     connect_timeout: float = 60.0,
     config: StreamConfig = StreamConfig(),
+    transport: trio.abc.Stream | None = None,
 ) -> AsyncGenerator[WsByteStream, None]:
     """Connect to ``url`` and yield a `WsByteStream`; left as `wrap_websocket`.
 
@@ -71,6 +72,9 @@ async def open_ws_stream(
       extra_headers (iterable of (bytes, bytes)): for the opening handshake.
       connect_timeout (float): seconds until a `trio_websocket.ConnectionTimeout`.
       config (StreamConfig): the settings of the stream.
+      transport (trio.abc.Stream or None): what to connect over, in place of TCP to the host of
+          ``url``: a Unix socket, what a proxy gives, another `WsByteStream`. With ``wss`` there
+          will be TLS on it. It is closed with the stream, and also if the connection fails.
 
     Raises:
       trio_websocket.HandshakeError: the connection could not be opened. `ConnectionRejected`
@@ -78,13 +82,15 @@ async def open_ws_stream(
       ValueError: ``url`` is no WebSocket URL.
     """
     parsed = _parse_url(url)
-    async with _open_nursery() as nursery:
+    async with open_nursery() as nursery:
         try:
             with trio.fail_after(connect_timeout):
-                transport = await _open_transport(parsed, ssl_context)
+                if transport is None:
+                    transport = await _open_tcp(parsed)
                 try:
+                    if parsed.is_secure:
+                        transport = await _start_tls(transport, parsed.host, ssl_context)
                     connection = await _takeover.connect(
-                        nursery,
                         transport,
                         parsed.authority,
                         parsed.resource,
@@ -123,26 +129,24 @@ def _parse_url(url: str) -> _Url:
     return _Url(is_secure, parts.hostname, port, parts.netloc, resource)
 
 
-async def _open_transport(
-    url: _Url, ssl_context: ssl.SSLContext | None
-) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+async def _open_tcp(url: _Url) -> trio.SocketStream:
     try:
-        stream = await trio.open_tcp_stream(url.host, url.port)
+        return await trio.open_tcp_stream(url.host, url.port)
     except OSError as error:
         raise HandshakeError(f"cannot connect to {url.authority}: {error}") from error
-    if not url.is_secure:
-        return stream
+
+
+async def _start_tls(
+    transport: trio.abc.Stream, host: str, ssl_context: ssl.SSLContext | None
+) -> trio.SSLStream[trio.abc.Stream]:
     tls = trio.SSLStream(
-        stream,
+        transport,
         ssl_context or ssl.create_default_context(),
-        server_hostname=url.host,
+        server_hostname=host,
         https_compatible=True,
     )
     try:
         await tls.do_handshake()
-    except BaseException as error:
-        await trio.aclose_forcefully(stream)
-        if isinstance(error, trio.BrokenResourceError):
-            raise HandshakeError(f"no TLS with {url.authority}: {error.__cause__}") from error
-        raise
+    except trio.BrokenResourceError as error:
+        raise HandshakeError(f"no TLS with {host}: {error.__cause__ or error}") from error
     return tls

@@ -21,6 +21,7 @@ loses nothing. Closing the transport frees every task in it.
 
 from __future__ import annotations
 
+import base64
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
@@ -28,8 +29,17 @@ from typing import Any, Final
 import trio
 import trio_websocket
 import wsproto
-from trio_websocket import CloseReason, ConnectionClosed, HandshakeError, WebSocketConnection
+from trio_websocket import (
+    CloseReason,
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    WebSocketRequest,
+)
 from wsproto.connection import ConnectionState
+from wsproto.events import AcceptConnection, RejectConnection, RejectData
+from wsproto.utilities import RemoteProtocolError
 
 from ._errors import ProtocolViolation, TakeoverError
 from ._frames import (
@@ -94,17 +104,16 @@ class _NoStream:
 
 
 async def connect(
-    nursery: trio.Nursery,
     transport: trio.abc.Stream,
     host: str,
     path: str,
     subprotocols: list[str],
     extra_headers: list[tuple[bytes, bytes]],
 ) -> WebSocketConnection:
-    """A client's opening handshake over ``transport``.
+    """A client's opening handshake (RFC 6455, 4.1) over ``transport``.
 
     As trio-websocket's ``wrap_client_stream``, which waits for ever if the server hangs up in
-    the handshake, and has its task raise in ``nursery`` if the server refuses.
+    the handshake. It starts no task: afterwards nobody reads from the transport.
 
     Raises:
       trio_websocket.HandshakeError: if the handshake failed. The transport is the caller's.
@@ -117,27 +126,106 @@ async def connect(
         client_subprotocols=subprotocols,
         client_extra_headers=extra_headers,
     )
-    failure = HandshakeError("the server ended the connection in the opening handshake")
-    opening = trio.CancelScope()
-
-    async def read() -> None:
-        nonlocal failure
-        try:
-            await connection._reader_task()
-        except HandshakeError as error:
-            failure = error
-        except Exception as error:
-            if connection._open_handshake.is_set():
-                raise
-            failure.__cause__ = error  # from h11: what the server said was not HTTP
-        opening.cancel()
-
-    nursery.start_soon(read)
-    with opening:
-        await connection._open_handshake.wait()
-    if not connection._open_handshake.is_set():
-        raise failure
+    connection._reader_running = False
+    assert connection._initial_request is not None
+    try:
+        await transport.send_all(connection._wsproto.send(connection._initial_request))
+        while not connection._open_handshake.is_set():
+            event = await _receive_event(connection)
+            if isinstance(event, AcceptConnection):
+                await connection._handle_accept_connection_event(event)
+            elif isinstance(event, RejectConnection):
+                await connection._handle_reject_connection_event(event)
+            elif isinstance(event, RejectData):
+                await connection._handle_reject_data_event(event)
+    except HandshakeError:
+        raise
+    except Exception as error:
+        raise HandshakeError(f"the opening handshake failed: {error!r}") from error
     return connection
+
+
+Judge = Callable[[WebSocketRequest], Awaitable[tuple[str | None, list[tuple[bytes, bytes]]]]]
+
+
+async def accept(
+    transport: trio.abc.Stream, judge: Judge
+) -> tuple[WebSocketConnection, WebSocketRequest]:
+    """A server's opening handshake (RFC 6455, 4.2) over ``transport``.
+
+    As trio-websocket's ``wrap_server_stream``, which waits for ever if the client hangs up in
+    the handshake or is refused. It starts no task.
+
+    Args:
+      judge: gives the subprotocol and headers to accept a request with, or raises
+          `ConnectionRejected`. It may also use the request's own ``accept`` and ``reject``.
+
+    Raises:
+      trio_websocket.ConnectionRejected: the client was refused, and has been told.
+      trio_websocket.HandshakeError: it went away.
+      trio.BrokenResourceError, trio.ClosedResourceError: as from the transport.
+    """
+    connection = WebSocketConnection(transport, wsproto.WSConnection(wsproto.ConnectionType.SERVER))
+    connection._reader_running = False
+    try:
+        request = await _receive_request(connection)
+        subprotocol, extra_headers = await judge(request)
+        if connection.closed:
+            raise ConnectionRejected(0, (), None)
+        if not connection._open_handshake.is_set():
+            await request.accept(subprotocol=subprotocol, extra_headers=extra_headers)
+    except ConnectionRejected as rejection:
+        if not connection.closed:
+            headers = [*rejection.headers, (b"Connection", b"close")]
+            await connection._reject(rejection.status_code, headers, rejection.body or b"")
+        raise
+    except ConnectionClosed as error:
+        raise HandshakeError("the client ended the connection in the opening handshake") from error
+    return connection, request
+
+
+async def _receive_event(connection: WebSocketConnection) -> wsproto.events.Event:
+    while True:
+        for event in connection._wsproto.events():
+            return event
+        data = await connection._stream.receive_some(4096)
+        if not data:
+            raise HandshakeError("the peer ended the connection in the opening handshake")
+        connection._wsproto.receive_data(bytes(data))
+
+
+async def _receive_request(connection: WebSocketConnection) -> WebSocketRequest:
+    """Raises ConnectionRejected for what is no proper request (RFC 6455, 4.2.1)."""
+    try:
+        event = await _receive_event(connection)
+        assert isinstance(event, wsproto.events.Request)
+        headers = event.extra_headers
+        headers.insert(0, (b"host", event.host.encode("idna")))  # which wsproto takes out
+    except RemoteProtocolError as error:
+        hint = error.event_hint
+        assert isinstance(hint, RejectConnection)
+        upgrade = [(b"Upgrade", b"websocket")] if hint.status_code == 426 else []
+        raise ConnectionRejected(hint.status_code, (*hint.headers, *upgrade), None) from error
+    except UnicodeError as error:  # in a header that wsproto decodes
+        raise ConnectionRejected(400, (), None) from error
+    # What wsproto leaves unchecked:
+    names = [name for name, _ in headers]
+    values = dict(headers)
+    try:
+        key = base64.b64decode(values[b"sec-websocket-key"], validate=True)
+    except ValueError:
+        key = b""
+    if (
+        len(key) != 16
+        or names.count(b"sec-websocket-key") > 1
+        or names.count(b"sec-websocket-version") > 1
+        or connection._wsproto.handshake._h11_connection.their_http_version == b"1.0"
+        # A body would be taken for frames, or frames for a body, by a proxy before us.
+        or b"transfer-encoding" in names
+        or values.get(b"content-length", b"0") != b"0"
+    ):
+        raise ConnectionRejected(400, (), None)
+    return WebSocketRequest(connection, event)
 
 
 def transport_of(connection: WebSocketConnection) -> trio.abc.Stream:
@@ -197,6 +285,7 @@ def _knows_insides(connection: Any) -> bool:
         and isinstance(inner.client, bool)
         and isinstance(inner.state, ConnectionState)
         and isinstance(frames.client, bool)
+        and isinstance(inner.handshake._h11_connection.trailing_data[0], bytes)
         and isinstance(frames.extensions, list)
         and "frame" in frames._parse_more.gi_code.co_varnames
         and isinstance(message.opcode, int | None)
@@ -262,7 +351,7 @@ class Handover:
                 self.close_sent = close  # the answer
             else:  # what closed the connection was no Close
                 self._violation = ProtocolViolation(*close)
-        is_reading = _is_reading(inner)
+        is_reading = connection._reader_running and _is_reading(inner)
         self._reader_ends = connection._recv_channel.clone() if is_reading else None
         # This empties the queue, so that a reader task that was blocked in it goes on.
         self._replay = memoryview(_replay(connection, self.close_sent, self._is_closed))
@@ -355,6 +444,8 @@ def _replay(connection: WebSocketConnection, close: Close | None, is_closed: boo
     def add(first: int, payload: bytes) -> None:
         replay.extend(encode_header(first, len(payload), mask) + key + payload)
 
+    if not frames.client:  # what a client sent with its request, too early: h11 holds it
+        replay += connection._wsproto.handshake._h11_connection.trailing_data[0]
     for queued in _drain(connection._recv_channel):
         if isinstance(queued, str):
             add(FIN | TEXT, queued.encode())
