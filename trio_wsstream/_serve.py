@@ -195,10 +195,10 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             raise ConnectionRejected(404, (), b"There is no WebSocket here.\n")
         if self._allowed_origins is not None and not self._is_admitted(request):
             raise ConnectionRejected(403, (), b"This origin is not admitted.\n")
-        headers: Headers | None = None
+        headers: list[tuple[bytes, bytes]] = []
         if self._hook is not None:
             try:
-                headers = await self._hook(request)
+                headers.extend(await self._hook(request) or ())
             except ConnectionRejected:
                 raise
             except Exception as error:
@@ -206,7 +206,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                 raise ConnectionRejected(500, (), None) from error
         offered = request.proposed_subprotocols
         chosen = next((name for name in self._subprotocols if name in offered), None)
-        return chosen, list(headers or ())
+        return chosen, headers
 
     def _is_admitted(self, request: WebSocketRequest) -> bool:
         assert self._allowed_origins is not None
