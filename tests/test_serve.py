@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -249,7 +250,7 @@ async def test_errors_of_the_transports_accept_come_out_of_accept() -> None:
 async def test_aclose_closes_the_listener_and_drops_all_that_was_not_accepted() -> None:
     transport_listener = MemoryListener()
     async with background() as nursery:
-        listener = WsListener(transport_listener, nursery)
+        listener = WsListener(transport_listener, nursery, connect_timeout=math.inf)
         accepted, opened, silent = [await transport_listener.connect() for _ in range(3)]
         async with trio.open_nursery() as accepting:
             accepting.start_soon(listener.accept)
@@ -261,7 +262,8 @@ async def test_aclose_closes_the_listener_and_drops_all_that_was_not_accepted() 
         with trio.CancelScope() as scope:
             scope.cancel()  # it does all of this at once
             await listener.aclose()
-        assert await silent.receive_some() == b""
+        with trio.fail_after(5):
+            assert await silent.receive_some() == b""
         assert await opened.receive_some() == b""
         with pytest.raises(trio.ClosedResourceError):
             await listener.accept()
@@ -339,7 +341,7 @@ BAD = {
         400,
     ),
     "a key that is no base64": (
-        request(b"Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==", leave_out=b"Sec-WebSocket-Key"),
+        request(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ!==", leave_out=b"Sec-WebSocket-Key"),
         400,
     ),
     "no version": (request(leave_out=b"Sec-WebSocket-Version"), 400),
@@ -363,7 +365,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_what_is_no_opening_handshake_gets_an_http_response(kind: str) -> None:
+async def test_what_is_no_opening_handshake_gets_an_http_response_and_an_end(
+    kind: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    started_at = trio.current_time()
     data, status = BAD[kind]
     origins = ["https://a", None]
     async with memory_server(allowed_origins=origins, path="/") as listener:
@@ -377,6 +382,7 @@ async def test_what_is_no_opening_handshake_gets_an_http_response(kind: str) -> 
         )
         http.receive_data(await receive_all(transport))
         http.receive_data(b"")
+        assert trio.current_time() == started_at
         response = http.next_event()
         assert isinstance(response, h11.Response)
         assert response.status_code == status
@@ -482,13 +488,10 @@ async def test_silent_and_slow_clients_are_dropped_in_time_and_delay_nobody(
 
 async def test_one_pending_handshake_too_many_drops_the_oldest() -> None:
     async with memory_server(max_pending=2) as listener:
-        silent = []
-        for _ in range(4):
-            silent.append(await listener.connect())
-            await wait_all_tasks_blocked()
-        assert await silent[0].receive_some() == b""
-        assert await silent[1].receive_some() == b""
-        for transport in silent[2:]:  # the others still may
+        silent = [await listener.connect() for _ in range(10)]
+        for transport in silent[:8]:
+            assert await transport.receive_some() == b""
+        for transport in silent[8:]:  # the others still may
             await transport.send_all(CLIENT_HANDSHAKE)
             assert (await receive_head(transport)).startswith(b"HTTP/1.1 101 ")
         await assert_works(listener)
@@ -592,6 +595,8 @@ async def test_a_hook_may_accept_by_itself() -> None:
     async with memory_server(accept=hook) as listener, background() as nursery:
         stream = await open_over(nursery, await listener.connect(), subprotocols=["a"])
         assert stream.subprotocol == "a"
+        await stream.send_all(b"hello")
+        assert await stream.receive_some() == b"hello"
 
 
 @pytest.mark.parametrize(

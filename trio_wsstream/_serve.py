@@ -107,10 +107,9 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self._max_pending = max_pending
         self._config = config
         self._hook = accept
-        self._pending: dict[trio.CancelScope, trio.abc.Stream] = {}  # oldest first
+        self._pending: dict[trio.CancelScope, None] = {}  # oldest first
         self._opened: collections.deque[WsByteStream] = collections.deque()
         self._accepting: trio.CancelScope | None = None
-        self._is_closed = False
 
     async def accept(self) -> WsByteStream:
         """Wait for a client that has finished its opening handshake.
@@ -126,8 +125,6 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             raise trio.BusyResourceError("another task is accepting on this listener")
         await trio.lowlevel.checkpoint()
         while not self._opened:
-            if self._is_closed:
-                raise trio.ClosedResourceError("this listener is closed")
             with trio.CancelScope() as self._accepting:
                 try:
                     self._begin(await self.transport_listener.accept())
@@ -137,21 +134,20 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
     async def aclose(self) -> None:
         """Close ``transport_listener``, and drop every client that `accept` has not returned."""
-        self._is_closed = True
         for scope in self._pending:
             scope.cancel()
         try:
             await self.transport_listener.aclose()
         finally:
             with trio.CancelScope(shield=True):  # that does not wait
-                for left in [*self._pending.values(), *self._opened]:
-                    await trio.aclose_forcefully(left)
+                for stream in self._opened:
+                    await trio.aclose_forcefully(stream)
             self._opened.clear()
 
     def _begin(self, transport: trio.abc.Stream) -> None:
         scope = trio.CancelScope(deadline=trio.current_time() + self._connect_timeout)
         self._nursery.start_soon(self._open, transport, scope)
-        self._pending[scope] = transport
+        self._pending[scope] = None
         if len(self._pending) > self._max_pending:
             oldest = next(iter(self._pending))
             oldest.cancel()
