@@ -20,11 +20,11 @@ from trio_wsstream._frames import FIN, MASKED, apply_mask, encode_header
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 SHORT = StreamConfig(close_timeout=0.2)
 
-_authority = trustme.CA()
+AUTHORITY = trustme.CA()
 SERVER_TLS = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-_authority.issue_cert("localhost", "127.0.0.1").configure_cert(SERVER_TLS)
+AUTHORITY.issue_cert("localhost", "127.0.0.1").configure_cert(SERVER_TLS)
 CLIENT_TLS = ssl.create_default_context()
-_authority.configure_trust(CLIENT_TLS)
+AUTHORITY.configure_trust(CLIENT_TLS)
 
 
 # Transports

@@ -1,0 +1,198 @@
+"""What is the same with every peer. A peer's tests inherit it, and tell its peculiarities."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import ClassVar
+
+import attrs
+import pytest
+import trio
+
+from trio_wsstream import (
+    AbnormalClosure,
+    CloseReceived,
+    ConnectionLost,
+    PingReceived,
+    PongReceived,
+    StreamClosed,
+    StreamConfig,
+    WsByteStream,
+)
+
+from .conftest import Meet
+
+# Around the lengths where a frame's header and our messages change their sizes.
+SIZES = [0, 1, 125, 126, 127, 65_535, 65_536, 65_537, 1_000_003]
+
+ANSWERED = StreamClosed(1000, "half-close", clean=True, error=None)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def receive_all(stream: WsByteStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+@attrs.frozen
+class HalfClose:
+    """What becomes of a half-close of ours; the table in ``docs/peers.rst`` tells the same.
+
+    Attributes:
+      late: the exception with which the peer's library refuses to send after it, or ``"sent"``.
+      received: what comes of a message that the peer sends after it.
+      closed: how the stream has ended.
+    """
+
+    late: str | None
+    received: bytes = b""
+    closed: StreamClosed = ANSWERED
+
+
+class Checks:
+    """Tests of a peer, each in all of its ``roles``."""
+
+    roles: ClassVar[tuple[str, ...]] = ("server", "client")
+    half_close: ClassVar[HalfClose]
+    abrupt_code: ClassVar[int | None] = 1006  # that the peer reports when TCP ends without a Close
+
+    @staticmethod
+    def command() -> list[str]:
+        """To start the peer with; skips if it is not installed."""
+        raise NotImplementedError
+
+    async def test_bytes_to_the_peer_in_odd_sizes(self, meet: Meet) -> None:
+        messages = [os.urandom(size) for size in SIZES]
+        async with meet("/receive") as met:
+            for message in messages:
+                await met.stream.send_all(message)
+            await met.stream.aclose()
+            report = await met.report()
+        assert report.received == sum(SIZES)
+        assert report.received_sha256 == sha256(b"".join(messages))
+
+    async def test_bytes_from_the_peer_in_odd_sizes(self, meet: Meet) -> None:
+        async with meet("/send", sizes=",".join(map(str, SIZES))) as met:
+            received = await receive_all(met.stream)
+            await met.stream.aclose()
+            report = await met.report()
+        assert len(received) == report.sent == sum(SIZES)
+        assert sha256(received) == report.sent_sha256
+        assert met.stream.closed == StreamClosed(1000, "", clean=True, error=None)
+
+    @pytest.mark.parametrize("tls", [False, True])
+    async def test_bytes_both_ways_at_once(self, meet: Meet, tls: bool) -> None:
+        data = os.urandom(3_000_003)
+        received = bytearray()
+
+        async def send() -> None:
+            for start in range(0, len(data), 99_991):
+                await met.stream.send_all(data[start : start + 99_991])
+
+        async with meet("/echo", tls=tls) as met, trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while len(received) < len(data):
+                received += await met.stream.receive_some()
+        assert received == data
+        report = await met.report()
+        assert (report.received, report.sent) == (len(data), len(data))
+
+    async def test_the_peer_answers_our_pings(self, meet: Meet) -> None:
+        async with meet("/echo") as met:
+            assert 0 < await met.stream.ping(b"") < 20
+            assert 0 < await met.stream.ping(b"x" * 125) < 20
+            await met.stream.aclose()
+
+    async def test_its_pings_arrive_and_are_answered(self, meet: Meet) -> None:
+        async with meet("/ping", payload="payload") as met:
+            pings = met.stream.subscribe(kinds=PingReceived)
+            assert await met.stream.receive_some() == b"pong"
+            await met.stream.aclose()
+            # Its Ping may have come before us; its "pong" says that it was answered.
+            assert {event async for event in pings} <= {PingReceived(b"payload"), met.stream.closed}
+
+    async def test_keepalive_holds_the_connection(self, meet: Meet) -> None:
+        config = StreamConfig(ping_interval=0.01, ping_timeout=10)
+        async with meet("/echo", config=config) as met:
+            pongs = met.stream.subscribe(kinds=PongReceived)
+            for _ in range(3):
+                assert isinstance(await pongs.receive(), PongReceived)
+            await met.stream.send_all(b"alive")
+            assert await met.stream.receive_some() == b"alive"
+
+    async def test_a_subprotocol_is_agreed_on(self, meet: Meet) -> None:
+        async with meet("/echo", subprotocols=["other", "bytes"]) as met:
+            assert met.stream.subprotocol == "bytes"
+            await met.stream.aclose()
+            assert (await met.report()).subprotocol == "bytes"
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [(1000, ""), (1001, "going away"), (1011, "error"), (4002, "gr\u00fc\u00dfe \u2713")],
+    )
+    async def test_we_close_with_a_code(self, meet: Meet, code: int, reason: str) -> None:
+        async with meet("/receive") as met:
+            await met.stream.aclose(code, reason)
+            report = await met.report()
+        assert (report.code, report.reason) == (code, reason)
+        error = None if code in (1000, 1001) else AbnormalClosure(code, reason)  # in its answer
+        assert met.stream.closed == StreamClosed(code, reason, clean=True, error=error)
+
+    @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going away")])
+    async def test_it_closes_and_the_stream_ends(self, meet: Meet, code: int, reason: str) -> None:
+        async with meet("/close", code=code, reason=reason) as met:
+            await met.stream.send_all(b"close")
+            assert await met.stream.receive_some() == b""
+            await met.stream.aclose()
+            report = await met.report()
+        assert met.stream.closed == StreamClosed(code, reason, clean=True, error=None)
+        assert (report.code, report.reason) == (code, reason)
+
+    @pytest.mark.parametrize(
+        ("code", "reason"), [(1011, "error"), (4002, "gr\u00fc\u00dfe \u2713")]
+    )
+    async def test_it_closes_with_a_code_that_is_no_end(
+        self, meet: Meet, code: int, reason: str
+    ) -> None:
+        async with meet("/close", code=code, reason=reason) as met:
+            closes = met.stream.subscribe(kinds=CloseReceived)
+            await met.stream.send_all(b"close")
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await met.stream.receive_some()
+            await met.stream.aclose()
+            report = await met.report()
+        assert broken.value.__cause__ == AbnormalClosure(code, reason)
+        closed = StreamClosed(code, reason, clean=True, error=AbnormalClosure(code, reason))
+        assert [event async for event in closes] == [CloseReceived(code, reason), closed]
+        assert (report.code, report.reason) == (code, reason)
+
+    async def test_our_abrupt_end_is_no_clean_end_for_it(self, meet: Meet) -> None:
+        async with meet("/receive") as met:
+            await met.stream.send_all(b"half of the da")
+            await trio.aclose_forcefully(met.stream)
+            report = await met.report()
+        assert report.code == self.abrupt_code
+
+    async def test_its_abrupt_end_is_no_clean_end_for_us(self, meet: Meet) -> None:
+        async with meet("/abort") as met:
+            await met.stream.send_all(b"abort")
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await met.stream.receive_some()
+            await met.stream.aclose()
+        assert isinstance(broken.value.__cause__, ConnectionLost)
+        assert (met.stream.closed.code, met.stream.closed.clean) == (1006, False)
+
+    async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
+        data = os.urandom(1_000_003)
+        async with meet("/receive") as met:
+            await met.stream.send_all(data)
+            await met.stream.send_eof()
+            received = await receive_all(met.stream)
+            await met.stream.aclose()
+            report = await met.report()
+        assert report.received_sha256 == sha256(data)
+        assert (report.code, report.reason) == (1000, "half-close")
+        assert HalfClose(report.late, received, met.stream.closed) == self.half_close

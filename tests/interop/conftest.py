@@ -1,0 +1,36 @@
+"""One process a class, and its roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+import pytest
+
+pytest.register_assert_rewrite(f"{__package__}.checks", f"{__package__}.peer")
+
+from .peer import Meeting, Peer  # noqa: E402
+
+Meet = Callable[..., AbstractAsyncContextManager[Meeting]]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Where a test meets a peer, it does so in each of the roles that the peer has."""
+    if "role" in metafunc.fixturenames:
+        metafunc.parametrize("role", metafunc.cls.roles)
+
+
+@pytest.fixture(scope="class")
+def peer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Peer]:
+    """The peer of this class of tests."""
+    with Peer(request.cls.command(), tmp_path_factory.mktemp("peer")) as running:
+        yield running
+
+
+@pytest.fixture
+def meet(peer: Peer, role: str) -> Meet:
+    """`Peer.meet`, in the role at hand."""
+    return partial(peer.meet, role)

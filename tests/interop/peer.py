@@ -1,0 +1,213 @@
+"""A peer's process, and meetings with it: a connection between it and a stream of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, NoReturn
+from urllib.parse import urlencode
+
+import pytest
+import trio
+import trio_websocket
+from trio_websocket import WebSocketRequest
+
+from trio_wsstream import StreamConfig, WsByteStream, open_ws_stream, wrap_websocket
+
+from ..pairs import AUTHORITY, CLIENT_TLS, SERVER_TLS
+
+HERE = Path(__file__).parent
+LIMIT = 20  # seconds that a meeting may take: a bound against hanging
+
+
+# What must be installed
+
+
+def missing(what: str, install: str) -> NoReturn:
+    """Skip, or fail where all peers must be there (``TRIO_WSSTREAM_ALL_PEERS=1``, as in CI)."""
+    message = f"no {what}: {install}"
+    if os.environ.get("TRIO_WSSTREAM_ALL_PEERS") == "1":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+def need_module(name: str, package: str | None = None) -> None:
+    """A Python module, from the pip package of that name or of another."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # of the package that it is in
+        found = None
+    if found is None:
+        missing(name, f"pip install {package or name}")
+
+
+def need_program(name: str, package: str | None = None) -> str:
+    """A program, from the Debian package of that name or of another; its path."""
+    # Debian keeps servers where only root has its path.
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
+        missing(name, f"apt-get install {package or name}")
+    return path
+
+
+def need_node(package: str) -> str:
+    """Node, and a package from ``package.json`` here; the path of Node."""
+    node = need_program("node", "nodejs npm")
+    if not (HERE / "node_modules" / package).exists():
+        missing(f"Node package {package}", "npm install, in tests/interop")
+    return node
+
+
+def python_peer(script: str, *modules: str) -> list[str]:
+    """The command of a peer in Python that needs ``modules``."""
+    for module in modules:
+        need_module(module)
+    return [sys.executable, str(HERE / "peers" / script)]
+
+
+def node_peer(script: str, package: str) -> list[str]:
+    """The command of a peer in Node that needs ``package``."""
+    return [need_node(package), str(HERE / "peers" / script)]
+
+
+# Meeting it
+
+
+class Peer:
+    """A peer's process; what it writes to stderr is shown when a test fails, as pytest captures it.
+
+    Args:
+      command: to start it with, without the arguments that every peer takes.
+      folder: for the PEM files that it is given.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        AUTHORITY.cert_pem.write_to_path(folder / "authority.pem")
+        certificate = AUTHORITY.issue_cert("localhost", "127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "certificate.pem")
+        self._process = subprocess.Popen(
+            [*command, folder / "certificate.pem", folder / "authority.pem"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._data = b""
+        self._reports: dict[int, SimpleNamespace] = {}
+        self._ids = itertools.count(1)
+
+    def __enter__(self) -> Peer:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, "the peer's process has ended before it began"
+        print("peer:", line.decode(), end="")
+        self.facts = json.loads(line)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        with self._process:  # waits for it, and closes the pipes
+            pass
+
+    async def _report(self, number: int) -> SimpleNamespace:
+        assert self._process.stdout
+        async with trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno())) as pipe:
+            while number not in self._reports:
+                data = await pipe.receive_some()
+                assert data, "the peer's process has ended"
+                *lines, self._data = (self._data + data).split(b"\n")
+                for line in lines:
+                    print("peer:", line.decode())
+                    report = json.loads(line)
+                    self._reports[int(report["id"])] = SimpleNamespace(**report)
+        return self._reports.pop(number)
+
+    @asynccontextmanager
+    async def meet(
+        self,
+        role: str,
+        path: str,
+        *,
+        tls: bool = False,
+        subprotocols: Sequence[str] = (),
+        config: StreamConfig = StreamConfig(),
+        **query: object,
+    ) -> AsyncGenerator[Meeting, None]:
+        """A connection with the peer, which is ``"server"`` or ``"client"`` in it.
+
+        Args:
+          path: what the peer is to do, with ``query``.
+          subprotocols: that the client offers.
+          config: of our stream.
+        """
+        number = next(self._ids)
+        if role == "client" and subprotocols:
+            query["subprotocols"] = ",".join(subprotocols)
+        resource = f"{path}?{urlencode({'id': number, **query})}"
+        scheme = "wss" if tls else "ws"
+        with trio.fail_after(LIMIT):
+            if role == "server":
+                port = self.facts["tls_port" if tls else "port"]
+                url = f"{scheme}://localhost:{port}{resource}"
+                async with open_ws_stream(
+                    url,
+                    CLIENT_TLS if tls else None,
+                    subprotocols=subprotocols,
+                    config=config,
+                ) as stream:
+                    yield Meeting(stream, self, number)
+            else:
+                async with serve_one(SERVER_TLS if tls else None, config) as (port, streams):
+                    assert self._process.stdin
+                    url = f"{scheme}://localhost:{port}{resource}"
+                    self._process.stdin.write(url.encode() + b"\n")
+                    async with await streams.receive() as stream:
+                        yield Meeting(stream, self, number)
+
+
+class Meeting:
+    """A connection between ``stream`` and a peer."""
+
+    def __init__(self, stream: WsByteStream, peer: Peer, number: int) -> None:
+        self.stream = stream
+        self._peer = peer
+        self._number = number
+
+    async def report(self) -> Any:
+        """What the peer saw, once the connection has ended for it."""
+        return await self._peer._report(self._number)
+
+
+@asynccontextmanager
+async def serve_one(
+    ssl_context: ssl.SSLContext | None, config: StreamConfig
+) -> AsyncGenerator[tuple[int, trio.MemoryReceiveChannel[WsByteStream]], None]:
+    """A server of ours; its port, and the streams of those who come."""
+    send, receive = trio.open_memory_channel[WsByteStream](0)
+
+    async def handle(request: WebSocketRequest) -> None:
+        wanted = "bytes" if "bytes" in request.proposed_subprotocols else None
+        async with wrap_websocket(await request.accept(subprotocol=wanted), config) as stream:
+            await send.send(stream)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            trio_websocket.serve_websocket, handle, "127.0.0.1", 0, ssl_context
+        )
+        yield server.port, receive
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,14 @@
+"""``websockets``: its asyncio, Trio and threading ends."""
+
+from __future__ import annotations
+
+from .checks import Checks, HalfClose
+from .peer import python_peer
+
+
+class TestWebsocketsAsyncio(Checks):
+    half_close = HalfClose(late="ConnectionClosedOK")
+
+    @staticmethod
+    def command() -> list[str]:
+        return python_peer("websockets_asyncio.py", "websockets.asyncio")
