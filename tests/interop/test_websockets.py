@@ -12,3 +12,19 @@ class TestWebsocketsAsyncio(Checks):
     @staticmethod
     def command() -> list[str]:
         return python_peer("websockets_asyncio.py", "websockets.asyncio")
+
+
+class TestWebsocketsTrio(Checks):
+    half_close = HalfClose(late="ConnectionClosedOK")
+
+    @staticmethod
+    def command() -> list[str]:
+        return python_peer("websockets_trio.py", "websockets.trio")
+
+
+class TestWebsocketsThreading(Checks):
+    half_close = HalfClose(late="ConnectionClosedOK")
+
+    @staticmethod
+    def command() -> list[str]:
+        return python_peer("websockets_sync.py", "websockets.sync")
