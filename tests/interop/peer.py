@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, NoReturn
@@ -19,10 +20,8 @@ from urllib.parse import urlencode
 
 import pytest
 import trio
-import trio_websocket
-from trio_websocket import WebSocketRequest
 
-from trio_wsstream import StreamConfig, WsByteStream, open_ws_stream, wrap_websocket
+from trio_wsstream import StreamConfig, WsByteStream, open_ws_stream, serve_ws
 
 from ..pairs import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
@@ -171,7 +170,7 @@ class Peer:
                 ) as stream:
                     yield Meeting(stream, self, number)
             else:
-                async with serve_one(SERVER_TLS if tls else None, config) as (port, streams):
+                async with serve_streams(SERVER_TLS if tls else None, config) as (port, streams):
                     assert self._process.stdin
                     url = f"{scheme}://localhost:{port}{resource}"
                     self._process.stdin.write(url.encode() + b"\n")
@@ -193,21 +192,24 @@ class Meeting:
 
 
 @asynccontextmanager
-async def serve_one(
-    ssl_context: ssl.SSLContext | None, config: StreamConfig
+async def serve_streams(
+    ssl_context: ssl.SSLContext | None = None, config: StreamConfig = StreamConfig()
 ) -> AsyncGenerator[tuple[int, trio.MemoryReceiveChannel[WsByteStream]], None]:
-    """A server of ours; its port, and the streams of those who come."""
+    """A server of ours on loopback; its port, and the streams of those who come."""
     send, receive = trio.open_memory_channel[WsByteStream](0)
+    listener: Any
 
-    async def handle(request: WebSocketRequest) -> None:
-        wanted = "bytes" if "bytes" in request.proposed_subprotocols else None
-        async with wrap_websocket(await request.accept(subprotocol=wanted), config) as stream:
-            await send.send(stream)
-            await trio.sleep_forever()
+    async def handle(stream: WsByteStream) -> None:
+        await send.send(stream)
+        await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(
-            trio_websocket.serve_websocket, handle, "127.0.0.1", 0, ssl_context
+        serve = partial(
+            serve_ws, handle, "127.0.0.1", 0, ssl_context, subprotocols=["bytes"], config=config
         )
-        yield server.port, receive
+        (listener,) = await nursery.start(serve)
+        listener = listener.transport_listener
+        if ssl_context is not None:
+            listener = listener.transport_listener
+        yield listener.socket.getsockname()[1], receive
         nursery.cancel_scope.cancel()
