@@ -66,6 +66,7 @@ class Checks:
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
     half_close: ClassVar[HalfClose]
     abrupt_code: ClassVar[int | None] = 1006  # that the peer reports when TCP ends without a Close
+    ping_payload: ClassVar[bytes] = b"payload"  # of its Pings
 
     @staticmethod
     def command() -> list[str]:
@@ -127,12 +128,13 @@ class Checks:
             await met.stream.aclose()
 
     async def test_its_pings_arrive_and_are_answered(self, meet: Meet) -> None:
-        async with meet("/ping", payload="payload") as met:
+        async with meet("/ping", payload=self.ping_payload.decode()) as met:
             pings = met.stream.subscribe(kinds=PingReceived)
             assert await met.stream.receive_some() == b"pong"
             await met.stream.aclose()
             # Its Ping may have come before us; its "pong" says that it was answered.
-            assert {event async for event in pings} <= {PingReceived(b"payload"), met.stream.closed}
+            expected = {PingReceived(self.ping_payload), met.stream.closed}
+            assert {event async for event in pings} <= expected
 
     async def test_keepalive_holds_the_connection(self, meet: Meet) -> None:
         config = StreamConfig(ping_interval=0.01, ping_timeout=10)
