@@ -710,6 +710,21 @@ async def test_tcp_that_ends_while_an_answer_is_held_back_breaks_sending_only(
         assert broken.value.__cause__ == error.error
 
 
+async def test_a_connection_that_breaks_in_send_eof_is_broken_not_closed() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+
+        async def hang_up() -> None:
+            await wait_all_tasks_blocked()  # the Close waits for the peer to read
+            await peer.transport.aclose()
+
+        nursery.start_soon(hang_up)
+        for send in (stream.send_eof, stream.send_eof, lambda: stream.send_all(b"x")):
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await send()
+            assert isinstance(broken.value.__cause__, ConnectionLost)
+
+
 async def test_a_cancelled_send_eof_does_nothing_before_it_begins() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)

@@ -590,6 +590,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     await self._news.park()
             if not self._close_is_out or protocol.has_failed:
                 await trio.lowlevel.checkpoint_if_cancelled()
+                self._has_sent_eof = False
                 raise self._send_error()
             self._has_sent_eof = True
         finally:
