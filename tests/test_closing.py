@@ -362,6 +362,19 @@ async def test_a_failed_connection_ends_after_close_timeout_with_no_caller(
         assert trio.current_time() - started == pytest.approx(10, abs=0.2)
 
 
+@SIDES
+async def test_no_clean_close_follows_a_send_that_was_refused(client: bool) -> None:
+    """The peer has ended its side of TCP only: it could still be told the end of half the data."""
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, client=client)
+        await peer.transport.send_eof()
+        assert isinstance((await end_of(stream))[1], ConnectionLost)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"the other half")
+        await stream.aclose()
+        await peer.expect_eof()
+
+
 # This side closes
 
 

@@ -308,8 +308,8 @@ class Protocol:
         return ping
 
     def close(self, close: Close) -> None:
-        """Owe a Close, unless one has been sent or is owed."""
-        if self.close_sent is None and self._close_owed is None:
+        """Owe a Close, unless one has been sent or is owed, or what went before it was cut off."""
+        if self.close_sent is None and self._close_owed is None and not self.tcp_ended:
             self._owe_close(close)
 
     def stop_receiving(self) -> None:
