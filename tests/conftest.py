@@ -1,0 +1,34 @@
+"""The order of tasks: Trio shuffles those that are ready to run; here is where it draws from.
+
+Each test starts from the run's seed and the test's name, so that the seed, which stands in the
+header, gives the same orders again, in one test as in all of them. It does not fix what comes
+from outside of Trio: when the kernel says that a socket is ready, threads, the clock (but
+``MockClock``), masking keys. Hypothesis seeds Trio's order itself, for each of its examples: see
+`tests.faults.orders`.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schedule-seed",
+        type=int,
+        default=random.SystemRandom().randrange(1_000_000),
+        help="the seed of the order in which Trio runs tasks (default: another each time)",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"order of tasks: --schedule-seed={config.getoption('schedule_seed')}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    seed = item.config.getoption("schedule_seed")
+    trio._core._run._r.seed(f"{seed} {item.nodeid}")
