@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import nox
+
+AUTOBAHN = "autobahntestsuite==25.10.1"
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
@@ -47,3 +52,30 @@ def bench(session: nox.Session) -> None:
     """Throughput, round trips, memory: ratios to a bare TCP stream. Takes some minutes."""
     session.install(".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """The Autobahn Testsuite, in both roles: docs/autobahn.rst. It needs a Python 2.7."""
+    python2 = find_python2()
+    if python2 is None:
+        session.skip("the Autobahn Testsuite needs a Python 2.7, and there is none")
+    session.install(".", "virtualenv<20.22")  # the last that makes environments of Python 2.7
+    environment = Path(session.create_tmp()) / "python2"
+    session.run("python", "-m", "virtualenv", "--quiet", "-p", python2, str(environment))
+    python2 = str(environment / "bin" / "python")
+    session.run(python2, "-m", "pip", "install", "--quiet", AUTOBAHN, external=True)
+    session.run("python", "-m", "tests.autobahn", python2, *session.posargs)
+
+
+def find_python2() -> str | None:
+    """On the path, or one of pyenv's that is not."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [shutil.which("python2.7"), *map(str, pyenv.glob("versions/2.7*/bin/python2.7"))]
+    for candidate in filter(None, candidates):
+        if (
+            subprocess.run([candidate, "-c", "pass"], check=False, capture_output=True).returncode
+            == 0
+        ):
+            return candidate
+    return None
