@@ -114,7 +114,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
       connection (WebSocketConnection), config (StreamConfig): as given.
       closed (StreamClosed or None): how the stream ended, once its transport is closed.
       subprotocol (str or None), path (str or None), handshake_headers (tuple): of the
-          opening handshake (RFC 6455, 4). trio-websocket keeps no headers on a server.
+          opening handshake (RFC 6455, 4): on a client the headers of the response; on a
+          server those of the request, if `WsListener` has made the stream, else none.
       local, remote (trio_websocket.Endpoint or str): the transport's addresses; its `repr`
           where it has none (Unix sockets, memory).
 
