@@ -43,7 +43,7 @@ async def receive_all(stream: WsByteStream) -> bytes:
 
 def closed_with(code: int, reason: str) -> StreamClosed:
     """The end of a stream whose peer has sent this Close, and we ours."""
-    error = None if code in (1000, 1001) else AbnormalClosure(code, reason)
+    error = None if code in (1000, 1001, 1005) else AbnormalClosure(code, reason)
     return StreamClosed(code, reason, clean=True, error=error)
 
 
@@ -65,6 +65,7 @@ class Checks:
 
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
     half_close: ClassVar[HalfClose]
+    ending: ClassVar = closed_with(1000, "")  # when its ``/send`` is through
     abrupt_code: ClassVar[int | None] = 1006  # that the peer reports when TCP ends without a Close
     ping_payload: ClassVar[bytes] = b"payload"  # of its Pings
 
@@ -75,6 +76,10 @@ class Checks:
 
     def answer(self, code: int, reason: str) -> tuple[int, str]:
         """The Close with which it answers ours; RFC 6455 (5.5.1) suggests the same code."""
+        return self.close(code, reason)
+
+    def close(self, code: int, reason: str) -> tuple[int, str]:
+        """The Close that it sends when told to."""
         return code, reason
 
     def told(self, code: int, reason: str) -> tuple[int, str | None]:
@@ -102,7 +107,7 @@ class Checks:
             report = await met.report()
         assert len(received) == report.sent == sum(SIZES)
         assert sha256(received) == report.sent_sha256
-        assert met.stream.closed == closed_with(1000, "")
+        assert met.stream.closed == self.ending
 
     @pytest.mark.parametrize("tls", [False, True])
     async def test_bytes_both_ways_at_once(self, meet: Meet, tls: bool) -> None:
@@ -171,7 +176,7 @@ class Checks:
             assert await met.stream.receive_some() == b""
             await met.stream.aclose()
             report = await met.report()
-        assert met.stream.closed == closed_with(code, reason)
+        assert met.stream.closed == closed_with(*self.close(code, reason))
         assert (report.code, report.reason) == self.told_of_our_answer(code, reason)
 
     @pytest.mark.parametrize(
