@@ -19,7 +19,7 @@ roles; its query has the arguments:
                                     reports the exception that this met, or ``sent``
 ``/send?sizes=0,1,...``             sends messages of these sizes, then closes with 1000
 ``/close?code=4002&reason=bye``     closes upon the first message
-``/ping?payload=abc``               sends a Ping at once, the message ``pong`` when its Pong comes
+``/ping?payload=abc``               sends a Ping upon the first message, ``pong`` upon its Pong
 ``/abort``                          drops TCP upon the first message
 ==================================  ================================================================
 

@@ -40,14 +40,14 @@ def missing(what: str, install: str) -> NoReturn:
     pytest.skip(message)
 
 
-def need_module(name: str, package: str | None = None) -> None:
-    """A Python module, from the pip package of that name or of another."""
+def need_module(name: str) -> None:
+    """A Python module."""
     try:
         found = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # of the package that it is in
         found = None
     if found is None:
-        missing(name, f"pip install {package or name}")
+        missing(name, "pip install '.[interop]'")
 
 
 def need_program(name: str, package: str | None = None) -> str:

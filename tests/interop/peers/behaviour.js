@@ -64,7 +64,7 @@ exports.behave = function (url, ws, stream) {
       ws.once('pong', (payload) => {
         if (payload.toString() === query.get('payload')) send(Buffer.from('pong'))
       })
-      ws.ping(query.get('payload'))
+      stream.once('data', () => ws.ping(query.get('payload')))
     },
     '/abort': () => stream.once('data', () => ws.terminate())
   }

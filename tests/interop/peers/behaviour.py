@@ -88,6 +88,7 @@ async def behave(url: str, connection: Connection) -> None:
             await receive()
             await connection.close(int(query["code"]), query.get("reason", ""))
         case "/ping":
+            await receive()
             await connection.ping(query["payload"].encode())
             await send(b"pong")
         case "/abort":

@@ -109,6 +109,7 @@ func behave(where *url.URL, connection *websocket.Conn, tcp net.Conn) {
 		check(err)
 		connection.Close(websocket.StatusCode(code), query.Get("reason"))
 	case "/ping":
+		receive()
 		go func() {
 			if connection.Ping(context.Background()) == nil {
 				send([]byte("pong"))
