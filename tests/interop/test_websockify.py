@@ -1,0 +1,157 @@
+"""``websockify``, which carries a WebSocket's bytes on to a TCP server; here a test plays that one.
+
+It is a server only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+
+from trio_wsstream import (
+    ConnectionLost,
+    PingReceived,
+    WsByteStream,
+    open_ws_stream,
+)
+
+from .checks import SIZES, closed_with, receive_all
+from .peer import LIMIT, need_module
+
+RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: close by sending RST
+
+
+@attrs.frozen
+class Websockify:
+    """A running websockify.
+
+    Attributes:
+      port: where it is.
+      target: the listening socket of the TCP server that it connects to.
+    """
+
+    port: int
+    target: socket.socket
+
+    @asynccontextmanager
+    async def meet(self) -> AsyncGenerator[tuple[WsByteStream, trio.SocketStream], None]:
+        """A stream through it, and the other end: the TCP server's side of its connection."""
+        with trio.fail_after(LIMIT):
+            server = trio.SocketListener(trio.socket.from_stdlib_socket(self.target.dup()))
+            async with (
+                server,
+                open_ws_stream(f"ws://127.0.0.1:{self.port}") as stream,
+                await server.accept() as target,
+            ):
+                yield stream, target
+
+
+@pytest.fixture(scope="module")
+def websockify() -> Iterator[Websockify]:
+    need_module("websockify")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as front,
+        socket.create_server(("127.0.0.1", 0)) as target,
+    ):
+        command = [sys.executable, "-m", "websockify", "--heartbeat=1", "--inetd"]
+        process = subprocess.Popen([*command, f"127.0.0.1:{target.getsockname()[1]}"], stdin=front)
+        with process:
+            yield Websockify(front.getsockname()[1], target)
+            process.terminate()
+
+
+async def test_bytes_in_odd_sizes_there_and_back(websockify: Websockify) -> None:
+    messages = [os.urandom(size) for size in SIZES]
+    data = b"".join(messages)
+    echoed = bytearray()
+
+    async def send() -> None:
+        for message in messages:
+            await stream.send_all(message)
+
+    async def echo() -> None:
+        async for data in target:
+            await target.send_all(data)
+
+    async with websockify.meet() as (stream, target), trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        nursery.start_soon(echo)
+        while len(echoed) < len(data):
+            echoed += await stream.receive_some()
+        await stream.aclose()
+    assert echoed == data
+
+
+async def test_pings_both_ways(websockify: Websockify) -> None:
+    async with websockify.meet() as (stream, _):
+        pings = stream.subscribe(kinds=PingReceived)
+        assert 0 < await stream.ping(b"x" * 125) < LIMIT
+        assert await pings.receive() == PingReceived(b"")
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4002, "gr\u00fc\u00dfe \u2713")])
+async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
+    """The TCP server sees no difference."""
+    async with websockify.meet() as (stream, target):
+        await stream.send_all(b"hello")
+        await stream.aclose(code, reason)
+        assert stream.closed == closed_with(code, reason)
+        assert b"".join([data async for data in target]) == b"hello"
+
+
+async def test_the_tcp_server_closes(websockify: Websockify) -> None:
+    """Or half-closes: both ways end."""
+    async with websockify.meet() as (stream, target):
+        await target.send_all(b"hello")
+        await target.send_eof()
+        assert await receive_all(stream) == b"hello"
+        await stream.aclose()
+        assert stream.closed == closed_with(1000, "Target closed")
+        assert await target.receive_some() == b""
+
+
+async def test_half_close(websockify: Websockify) -> None:
+    """The TCP server has got everything, but cannot answer any more."""
+    data = os.urandom(1_000_003)
+    async with websockify.meet() as (stream, target):
+
+        async def serve() -> None:
+            received = b"".join([data async for data in target])
+            assert received == data
+            await target.send_all(b"late")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await stream.send_all(data)
+            await stream.send_eof()
+            assert await receive_all(stream) == b""
+        await stream.aclose()
+        assert stream.closed == closed_with(1000, "half-close")
+
+
+async def test_our_abrupt_end_is_a_clean_one_for_the_tcp_server(websockify: Websockify) -> None:
+    async with websockify.meet() as (stream, target):
+        await stream.send_all(b"half of the da")
+        await trio.aclose_forcefully(stream)
+        assert b"".join([data async for data in target]) == b"half of the da"
+
+
+async def test_a_reset_of_the_tcp_server_is_no_clean_end_for_us(websockify: Websockify) -> None:
+    async with websockify.meet() as (stream, target):
+        target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        await trio.aclose_forcefully(target)
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await stream.receive_some()
+        assert isinstance(broken.value.__cause__, ConnectionLost)
+        await stream.aclose()
+        assert stream.closed is not None
+        assert not stream.closed.clean
