@@ -3,16 +3,19 @@
 Each test starts from the run's seed and the test's name, so that the seed, which stands in the
 header, gives the same orders again, in one test as in all of them. It does not fix what comes
 from outside of Trio: when the kernel says that a socket is ready, threads, the clock (but
-``MockClock``), masking keys. Hypothesis seeds Trio's order itself, for each of its examples: see
-`tests.faults.orders`.
+``MockClock``), masking keys. Hypothesis seeds the order itself, and each example alike, unless
+the test draws `hypothesis.strategies.random_module`. ``--hypothesis-profile=long`` tries more.
 """
 
 from __future__ import annotations
 
 import random
 
+import hypothesis
 import pytest
 import trio
+
+hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

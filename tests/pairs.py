@@ -69,10 +69,14 @@ TRANSPORTS: dict[str, Callable[[], Awaitable[tuple[Any, Any]]]] = {
 
 
 async def connection_pair(
-    nursery: trio.Nursery, transport: str = "memory", **options: Any
+    nursery: trio.Nursery, transport: str | tuple[Any, Any] = "memory", **options: Any
 ) -> tuple[WebSocketConnection, WebSocketConnection]:
-    """Both ends of a WebSocket, client first; ``options`` are trio-websocket's."""
-    client, server = await TRANSPORTS[transport]()
+    """Both ends of a WebSocket, client first; ``options`` are trio-websocket's.
+
+    Args:
+      transport: one of `TRANSPORTS`, or both ends of one.
+    """
+    client, server = await TRANSPORTS[transport]() if isinstance(transport, str) else transport
     ends: dict[str, WebSocketConnection] = {}
 
     async def connect() -> None:
