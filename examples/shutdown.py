@@ -1,0 +1,93 @@
+"""A server that, when it is told to stop, takes no more connections and lets the open ones finish.
+
+SIGTERM or Ctrl-C tells it; a second signal, or `PATIENCE`, drops what is still open. As Trio's
+documentation recommends, connections live in a nursery of their own (``handler_nursery``): to
+cancel the accepting leaves them alone, and to leave the nursery is to wait for them.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import trio
+from trio_websocket import HandshakeError
+
+from trio_wsstream import WsByteStream, WsListener, open_ws_stream, serve_ws
+
+PATIENCE = 30.0  # seconds
+
+
+async def serve_until_signal(
+    handler: Callable[[WsByteStream], Awaitable[object]],
+    host: str,
+    port: int,
+    *,
+    task_status: trio.TaskStatus[list[WsListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """`serve_ws`, until a signal has come and the last connection has ended."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as connections:
+                accepting = trio.CancelScope()
+                nursery.start_soon(stop_on_signals, signals, accepting, connections)
+                with accepting:
+                    await serve_ws(
+                        handler, host, port, handler_nursery=connections, task_status=task_status
+                    )
+            nursery.cancel_scope.cancel()
+
+
+async def stop_on_signals(
+    signals: AsyncIterator[int], accepting: trio.CancelScope, connections: trio.Nursery
+) -> None:
+    await anext(signals)
+    print("server: no more connections; waiting for the open ones")
+    accepting.cancel()
+    connections.cancel_scope.deadline = trio.current_time() + PATIENCE
+    await anext(signals)
+    print("server: dropping the open ones")
+    connections.cancel_scope.cancel()
+
+
+# Shown at work
+
+
+async def echo(stream: WsByteStream) -> None:
+    try:
+        async for chunk in stream:
+            await stream.send_all(chunk)
+        print("server: a connection has ended")
+    except trio.BrokenResourceError as error:  # raised, it would end the whole server
+        print("server:", error)
+
+
+async def is_admitted(url: str) -> bool:
+    try:
+        async with open_ws_stream(url):
+            return True
+    except HandshakeError:
+        return False
+
+
+async def main() -> None:
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(serve_until_signal, echo, "127.0.0.1", 0)
+        port = listeners[0].transport_listener.socket.getsockname()[1]
+        url = f"ws://127.0.0.1:{port}/"
+
+        async with open_ws_stream(url) as stream:
+            await stream.send_all(b"before")
+            print("client: received", bytes(await stream.receive_some()))
+            signal.raise_signal(signal.SIGTERM)
+            while await is_admitted(url):  # until the server has seen the signal
+                pass
+            print("client: nobody else is admitted")
+            await stream.send_all(b"after")
+            print("client: received", bytes(await stream.receive_some()))
+        print("client:", stream.closed)
+    print("server: ended")
+
+
+if __name__ == "__main__":
+    trio.run(main)

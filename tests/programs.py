@@ -1,0 +1,102 @@
+"""Programs in processes of their own, until a test is done with them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+EXAMPLES: Final = Path(__file__).parent.parent / "examples"
+TUNNEL: Final = [sys.executable, str(EXAMPLES / "tunnel.py")]
+
+LIMIT: Final = 30  # seconds: a bound against hanging
+
+
+class Program:
+    """A process that runs, and what it has written.
+
+    Attributes:
+      process (trio.Process): it.
+      lines (list of str): what it has written to stdout and stderr.
+    """
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._news = trio.lowlevel.ParkingLot()
+        self._has_ended = False
+
+    async def read(self) -> None:
+        assert isinstance(self.process.stdout, trio.lowlevel.FdStream)
+        rest = b""
+        async with self.process.stdout:
+            async for data in self.process.stdout:
+                *lines, rest = (rest + data).split(b"\n")
+                self.lines += [line.decode(errors="replace") for line in lines]
+                self._news.unpark_all()
+        self._has_ended = True
+        self._news.unpark_all()
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Wait until it has written a line in which ``pattern`` is found."""
+        while True:
+            for line in self.lines:
+                if match := re.search(pattern, line):
+                    return match
+            assert not self._has_ended, f"it has ended without {pattern!r}: {self.lines}"
+            await self._news.park()
+
+
+@asynccontextmanager
+async def running(
+    command: Sequence[str | Path], ready: str, **options: Any
+) -> AsyncGenerator[Program, None]:
+    """A program, from when it says that it is ready until the block is left.
+
+    Args:
+      ready: what it says then, as in `Program.says`.
+      options: of `subprocess.Popen`.
+    """
+    with trio.fail_after(LIMIT):
+        process = await trio.lowlevel.open_process(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        )
+        program = Program(process)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(program.read)
+                await program.says(ready)
+                yield program
+                process.terminate()
+                await process.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            print(f"{command[0]}:", *program.lines, sep="\n    ")
+
+
+def tunnel(*arguments: str) -> AbstractAsyncContextManager[Program]:
+    """``examples/tunnel.py serve`` or ``listen``."""
+    return running([*TUNNEL, *arguments], "listening on")
+
+
+async def port_of(program: Program) -> int:
+    """The port that a tunnel listens on."""
+    return int((await program.says(r"listening on \S+ port (\d+)"))[1])
+
+
+@asynccontextmanager
+async def tunnel_to(port: int) -> AsyncGenerator[int, None]:
+    """Both halves of a tunnel; the local port that leads to ``port``."""
+    async with tunnel("serve", "0", f"127.0.0.1:{port}") as serving:
+        url = f"ws://127.0.0.1:{await port_of(serving)}/"
+        async with tunnel("listen", "0", url) as listening:
+            yield await port_of(listening)
