@@ -24,6 +24,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """The tests with other makers' peers; they must all be there (.ci/install-peers)."""
+    session.install(".[test,interop]")
+    environment = {"TRIO_WSSTREAM_ALL_PEERS": "1"}
+    session.run("python", "-m", "pytest", "tests/interop", *session.posargs, env=environment)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, and the same format everywhere."""
     session.install(".[lint]")
