@@ -7,7 +7,7 @@ import trio
 
 from trio_wsstream import AbnormalClosure, PingReceived
 
-from .checks import Checks, HalfClose, closed_with
+from .checks import Checks, HalfClose
 from .conftest import Meet
 from .peer import python_peer
 
@@ -41,4 +41,5 @@ class TestHypercorn(Checks):
                 await met.stream.receive_some()
             await met.stream.aclose()
         assert broken.value.__cause__ == AbnormalClosure(1011, "")
-        assert met.stream.closed == closed_with(1011, "")
+        assert met.stream.closed is not None  # clean or not: it may drop TCP before our answer
+        assert met.stream.closed.error == AbnormalClosure(1011, "")
