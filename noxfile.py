@@ -56,6 +56,15 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """Other WebSocket programs at the other end: docs/peers.rst."""
+    session.install(".[test,interop]")
+    with session.chdir("tests/interop"):
+        session.run("npm", "install", "--no-audit", "--no-fund", "--silent", external=True)
+    session.run("python", "-m", "pytest", "tests/interop", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Throughput, round trips, memory: ratios to a bare TCP stream. Takes some minutes."""
     session.install(".[bench]")

@@ -209,6 +209,7 @@ class Checks:
                 await met.stream.receive_some()
             await met.stream.aclose()
         assert isinstance(broken.value.__cause__, ConnectionLost)
+        assert met.stream.closed is not None
         assert (met.stream.closed.code, met.stream.closed.clean) == (1006, False)
 
     async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import select
 import shutil
 import ssl
 import subprocess
@@ -14,8 +15,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 from urllib.parse import urlencode
 
 import pytest
@@ -104,20 +105,24 @@ class Peer:
         self._reports: dict[int, SimpleNamespace] = {}
         self._ids = itertools.count(1)
 
-    def __enter__(self) -> Peer:
+        try:
+            self.facts = self._read_facts()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _read_facts(self) -> dict[str, Any]:
         assert self._process.stdout
+        assert select.select([self._process.stdout], [], [], LIMIT)[0], "the peer does not begin"
         line = self._process.stdout.readline()
         assert line, "the peer's process has ended before it began"
         print("peer:", line.decode(), end="")
-        self.facts = json.loads(line)
+        return cast(dict[str, Any], json.loads(line))
+
+    def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.kill()
         with self._process:  # waits for it, and closes the pipes
             pass
