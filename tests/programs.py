@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Sequence
@@ -81,6 +82,12 @@ async def running(
             with trio.CancelScope(shield=True):
                 await process.wait()
             print(f"{command[0]}:", *program.lines, sep="\n    ")
+
+
+def free_port() -> int:
+    """A port for a server that cannot choose one itself."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def tunnel(*arguments: str) -> AbstractAsyncContextManager[Program]:

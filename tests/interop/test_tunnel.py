@@ -6,7 +6,6 @@ import getpass
 import os
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,16 +13,10 @@ from pathlib import Path
 
 import trio
 
-from ..programs import LIMIT, TUNNEL, port_of, running, tunnel, tunnel_to
+from ..programs import LIMIT, TUNNEL, free_port, port_of, running, tunnel, tunnel_to
 from .peer import missing, need_program
 
 DATA = os.urandom(3_000_000)
-
-
-def free_port() -> int:
-    """A port for a server that cannot choose one itself."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 async def output(command: Sequence[str | Path], stdin: bytes = b"") -> bytes:

@@ -1,0 +1,223 @@
+"""nginx as a reverse proxy in front of a server of ours, plain and with TLS.
+
+It knows nothing of WebSocket but the opening handshake, and carries bytes afterwards, pings and
+half-closes among them. When TCP ends on one side, it ends it on the other; also after a silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio_websocket import ConnectionRejected
+
+from trio_wsstream import (
+    AbnormalClosure,
+    ConnectionLost,
+    PongReceived,
+    StreamClosed,
+    StreamConfig,
+    WsByteStream,
+    open_ws_stream,
+    serve_ws,
+)
+
+from ..pairs import AUTHORITY, CLIENT_TLS
+from ..programs import LIMIT, free_port, running
+from .peer import need_program
+
+Meet = Callable[..., AbstractAsyncContextManager[tuple[WsByteStream, WsByteStream]]]
+
+CONFIGURATION = """
+daemon off;
+pid {folder}/pid;
+error_log stderr notice;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {folder};
+    proxy_temp_path {folder};
+    fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder};
+    scgi_temp_path {folder};
+    server {{
+        listen 127.0.0.1:{port} {tls};
+        ssl_certificate {folder}/certificate.pem;
+        ssl_certificate_key {folder}/certificate.pem;
+        location / {{
+            proxy_pass http://127.0.0.1:{server_port};
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+            proxy_read_timeout {timeout}s;
+        }}
+    }}
+}}
+"""
+QUIET = StreamConfig(ping_interval=None)
+KEEPALIVE = StreamConfig(ping_interval=0.3, ping_timeout=LIMIT)
+DATA = os.urandom(3_000_003)
+
+
+@pytest.fixture(autouse=True)
+def need_nginx() -> None:
+    need_program("nginx", "nginx-light")
+
+
+@asynccontextmanager
+async def nginx(
+    folder: Path, server_port: int, *, tls: bool = False, timeout: int = 60
+) -> AsyncGenerator[str, None]:
+    """nginx in front of a server; its URL.
+
+    Args:
+      timeout: seconds of silence until it cuts a connection; 60 is its default.
+    """
+    port = free_port()
+    certificate = AUTHORITY.issue_cert("localhost").private_key_and_cert_chain_pem
+    certificate.write_to_path(folder / "certificate.pem")
+    configuration = CONFIGURATION.format(
+        folder=folder,
+        port=port,
+        server_port=server_port,
+        tls="ssl" if tls else "",
+        timeout=timeout,
+    )
+    (folder / "nginx.conf").write_text(configuration)
+    command = [need_program("nginx"), "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"]
+    async with running(command, "start worker process "):
+        yield f"{'wss' if tls else 'ws'}://localhost:{port}/"
+
+
+@pytest.fixture(params=["plain", "tls"])
+def meet(request: pytest.FixtureRequest, tmp_path: Path) -> Meet:
+    return partial(through_nginx, tmp_path, tls=request.param == "tls")
+
+
+@asynccontextmanager
+async def through_nginx(
+    folder: Path,
+    *,
+    tls: bool,
+    timeout: int = 60,
+    client_config: StreamConfig = QUIET,
+    server_config: StreamConfig = QUIET,
+) -> AsyncGenerator[tuple[WsByteStream, WsByteStream], None]:
+    """Both ends of a connection, client first."""
+    arrive, arrived = trio.open_memory_channel[WsByteStream](0)
+
+    async def handle(stream: WsByteStream) -> None:
+        await arrive.send(stream)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_ws, handle, "127.0.0.1", 0, config=server_config)
+        (listener,) = await nursery.start(serve)
+        server_port = listener.transport_listener.socket.getsockname()[1]
+        async with (
+            nginx(folder, server_port, tls=tls, timeout=timeout) as url,
+            open_ws_stream(url, CLIENT_TLS, config=client_config) as client,
+        ):
+            yield client, await arrived.receive()
+        nursery.cancel_scope.cancel()
+
+
+async def receive_all(stream: WsByteStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+async def expect_lost(stream: WsByteStream) -> None:
+    with pytest.raises(trio.BrokenResourceError) as broken:
+        await stream.receive_some()
+    assert isinstance(broken.value.__cause__, ConnectionLost)
+
+
+async def test_bytes_both_ways_at_once(meet: Meet) -> None:
+    async def echo(stream: WsByteStream) -> None:
+        async for chunk in stream:
+            await stream.send_all(chunk)
+        await stream.send_eof()
+
+    async def send(stream: WsByteStream) -> None:
+        for start in range(0, len(DATA), 99_991):
+            await stream.send_all(DATA[start : start + 99_991])
+        await stream.send_eof()
+
+    async with meet() as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(echo, server)
+        nursery.start_soon(send, client)
+        assert await receive_all(client) == DATA
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+async def test_a_half_close_passes(meet: Meet, first: str) -> None:
+    async with meet() as ends:
+        asking, answering = ends if first == "client" else reversed(ends)
+        await asking.send_all(b"question")
+        await asking.send_eof()
+        assert await receive_all(answering) == b"question"
+        await answering.send_all(b"answer")
+        await answering.send_eof()
+        assert await receive_all(asking) == b"answer"
+        await asking.aclose()
+        await answering.aclose()
+    for stream in ends:
+        assert stream.closed == StreamClosed(1000, "half-close", clean=True, error=None)
+
+
+@pytest.mark.parametrize("closing", ["client", "server"])
+@pytest.mark.parametrize(("code", "reason"), [(1001, "going away"), (4002, "gr\u00fc\u00dfe")])
+async def test_closes_pass(meet: Meet, closing: str, code: int, reason: str) -> None:
+    async with meet() as ends:
+        closer, other = ends if closing == "client" else reversed(ends)
+        error = None if code == 1001 else AbnormalClosure(code, reason)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closer.aclose, code, reason)
+            try:
+                assert await other.receive_some() == b""
+            except trio.BrokenResourceError as broken:
+                assert broken.__cause__ == error
+            else:
+                assert error is None
+        await other.aclose()
+    for stream in ends:
+        assert stream.closed == StreamClosed(code, reason, clean=True, error=error)
+
+
+@pytest.mark.parametrize("ending", ["client", "server"])
+async def test_an_abrupt_end_passes(meet: Meet, ending: str) -> None:
+    async with meet() as ends:
+        dropped, other = ends if ending == "client" else reversed(ends)
+        await trio.aclose_forcefully(dropped)
+        await expect_lost(other)
+
+
+async def test_it_cuts_a_silent_connection(meet: Meet) -> None:
+    """On both sides."""
+    async with meet(timeout=1) as (client, server):
+        await expect_lost(client)
+        await expect_lost(server)
+
+
+@pytest.mark.parametrize("pinging", ["client", "server"])
+async def test_keepalive_holds_a_silent_connection(meet: Meet, pinging: str) -> None:
+    """For longer than its timeout, whoever pings."""
+    async with meet(timeout=1, **{f"{pinging}_config": KEEPALIVE}) as (client, server):
+        pongs = (client if pinging == "client" else server).subscribe(kinds=PongReceived)
+        for _ in range(5):
+            assert isinstance(await pongs.receive(), PongReceived)
+        await client.send_all(b"still there?")
+        assert await server.receive_some() == b"still there?"
+
+
+async def test_without_a_server_behind_it_the_handshake_is_refused(tmp_path: Path) -> None:
+    async with nginx(tmp_path, free_port()) as url:
+        with pytest.raises(ConnectionRejected) as refused:
+            async with open_ws_stream(url):
+                pass
+    assert refused.value.status_code == 502
