@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=random.SystemRandom().randrange(1_000_000),
         help="the seed of the order in which Trio runs tasks (default: another each time)",
     )
+    parser.addoption(
+        "--flood",
+        type=int,
+        default=10_000,
+        help="how many frames make a flood (default: %(default)s)",
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str:

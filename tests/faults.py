@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import itertools
 import math
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from trio_wsstream import (
     WsStreamError,
 )
 
-from .pairs import background, connection_pair
+from .pairs import background, connection_pair, unix_transport
 
 PATIENCE = 100.0  # seconds until a caller gives up: more than all timeouts together
 
@@ -202,8 +201,8 @@ class Middlebox:
 
     async def open(self, nursery: trio.Nursery) -> tuple[trio.SocketStream, trio.SocketStream]:
         """Both ends. Whatever one writes is there for the other once all tasks wait."""
-        first, first_inside = socket_pair()
-        second_inside, second = socket_pair()
+        first, first_inside = await unix_transport()
+        second_inside, second = await unix_transport()
         nursery.start_soon(self._run, first_inside, second_inside)
         return first, second
 
@@ -249,13 +248,6 @@ class Middlebox:
             await target.send_eof()
         else:
             self._stop.cancel()
-
-
-def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    one, other = trio.socket.socketpair()
-    for end in (one, other):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    return trio.SocketStream(one), trio.SocketStream(other)
 
 
 # The exchange

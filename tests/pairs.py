@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -45,6 +46,14 @@ async def tcp_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
         return client, await listener.accept()
 
 
+async def unix_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two sockets that hold little. What one has sent, the other has: nothing is on the way."""
+    ends = trio.socket.socketpair()
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return trio.SocketStream(ends[0]), trio.SocketStream(ends[1])
+
+
 async def tls_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
     client, server = await tcp_transport()
     client_tls = trio.SSLStream(
@@ -62,6 +71,7 @@ TRANSPORTS: dict[str, Callable[[], Awaitable[tuple[Any, Any]]]] = {
     "lockstep": lockstep_transport,
     "tcp": tcp_transport,
     "tls": tls_transport,
+    "unix": unix_transport,
 }
 
 

@@ -118,6 +118,19 @@ def test_a_message_is_encoded_as_its_receiver_decodes_it(client: bool) -> None:
     assert read(peer) == b"payload"
 
 
+def test_decoding_stops_after_so_many_steps_and_goes_on_with_more() -> None:
+    protocol = make()
+    ping, byte = (frame(opcode, b"x", masked=True) for opcode in (PING, BINARY))
+    protocol.steps_left = 3
+    assert tell(protocol, 5 * ping) == 3 * [PingReceived(b"x")]
+    protocol.steps_left = 3
+    assert tell(protocol, 1000 * byte) == 2 * [PingReceived(b"x")]
+    assert read(protocol) == 256 * b"x"
+    protocol.steps_left = -1
+    assert tell(protocol, b"") == []
+    assert read(protocol) == 744 * b"x"
+
+
 def test_events_come_in_the_order_of_the_wire_and_wait_to_be_asked_for() -> None:
     protocol = make(text=TextPolicy.AS_EVENTS)
     protocol.receive_data(

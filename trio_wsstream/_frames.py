@@ -37,6 +37,7 @@ MASKED: Final = 0x80
 MAX_CONTROL_PAYLOAD: Final = 125
 MAX_HEADER: Final = 14
 _VIEWED: Final = 8192
+_SILENT_FRAMES: Final = 256  # binary frames that one call decodes
 
 Buffer = bytes | bytearray | memoryview
 
@@ -120,6 +121,10 @@ class Frame(NamedTuple):
     ends_message: bool
 
 
+MORE: Final = Frame(CONTINUATION, b"", False)
+"""Not all is decoded: the decoder can be asked again at once."""
+
+
 class Decoder:
     """The frames that come from one peer.
 
@@ -170,7 +175,8 @@ class Decoder:
           payload: a list that the binary payload on the way is appended to.
 
         Returns:
-          A frame that somebody must look at; None when all that was fed is decoded.
+          A frame that somebody must look at; None when all that was fed is decoded; `MORE`
+          when that would take long: there may be one frame for every two bytes.
 
         Raises:
           ProtocolViolation: the peer broke the RFC. ``payload`` has what came before it.
@@ -187,7 +193,9 @@ class Decoder:
                 return self._text(piece)
             payload.append(piece)
             position = self._position
-        while end - position > 1:
+        for _ in range(_SILENT_FRAMES):
+            if end - position <= 1:
+                break
             first, second = data[position], data[position + 1]
             if first not in self._legal or (second ^ mask) & MASKED:
                 self._refuse(first, second)
@@ -244,6 +252,9 @@ class Decoder:
             if position < end:
                 payload.append(self._take_piece())
                 position = self._position
+        else:
+            self._position = position
+            return MORE
         self._position = position
         return None
 

@@ -45,6 +45,7 @@ from ._frames import (
     BINARY,
     CLOSE,
     MAX_CONTROL_PAYLOAD,
+    MORE,
     PING,
     PONG,
     Buffer,
@@ -150,6 +151,10 @@ class Protocol:
       owes (bool): `data_to_send` has something to do.
       encode_message: makes a binary message of a buffer: its header and its payload.
       pings (dict): the pings in flight by payload, oldest first.
+
+    Attributes, to be set:
+      steps_left (int): after how many frames (or runs of 256 binary ones) `next_event` stops
+          decoding, as if that were all; negative: never.
     """
 
     __slots__ = (
@@ -172,6 +177,7 @@ class Protocol:
         "is_receiving",
         "owes",
         "pings",
+        "steps_left",
         "tcp_ended",
         "unread",
         "verdict",
@@ -194,6 +200,7 @@ class Protocol:
         self.owes = False
         self.is_receiving = True  # payload is kept; False once this side has closed
         self.pings: dict[bytes, Ping] = {}
+        self.steps_left = -1
         self.encode_message = functools.partial(encode, BINARY, client=client)
         self._config = config
         self._decoder = Decoder(client=client)
@@ -222,12 +229,13 @@ class Protocol:
             self._break(ConnectionLost(f"{why} before the answer to the peer's Close"))
 
     def next_event(self) -> WsEvent | None:
-        """Decode up to the next event; None when everything is decoded."""
+        """Decode up to the next event; None when everything is decoded, or no step is left."""
         while True:
             if self._events:
                 return self._events.pop(0)
-            if self.ended:
+            if self.ended or not self.steps_left:
                 return None
+            self.steps_left -= 1
             payload: list[bytes] = []
             try:
                 try:
@@ -237,7 +245,8 @@ class Protocol:
                         self.unread.add(payload)
                 if frame is None:
                     return None
-                self._handle(frame)
+                if frame is not MORE:
+                    self._handle(frame)
             except (ProtocolViolation, TextRejected) as error:
                 self.fail(error)
 

@@ -18,8 +18,9 @@ loses it. A `send_all` passes the turn on to one between its messages. Reading n
 writing; it only starts a `_flush`.
 
 *Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
-answers owed. Only an event for a full channel with backpressure stops that; then the next
-to read waits for the subscriber instead (`_stalled`).
+answers owed. Two things stop that: an event for a full channel with backpressure (`_stalled`),
+and `STEPS_A_TURN`, so that a flood of tiny frames leaves others their turn. Then the next to
+read waits for the subscriber, or for a schedule point, instead (`_has_undigested`).
 
 *Everybody who waits* for something to happen parks in `_news`, is woken by any change, and
 looks again: the conditions are facts of `Protocol` and of this class, never messages.
@@ -56,6 +57,9 @@ from ._transport import Receive, adapt, why_broken
 
 GRACE_PERIOD = 0.05
 """For how many seconds after a caller's read the stream's own task leaves reading to callers."""
+
+STEPS_A_TURN = 32
+"""Control frames, pieces of text, or runs of binary frames, that are digested in one go."""
 
 READ_SIZE: Final = 65536
 """Bytes of payload for each read, so that messages of the default size stay aligned with reads."""
@@ -132,6 +136,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_close_is_out",
         "_handover",
         "_has_sent_eof",
+        "_has_undigested",
         "_heard_at",
         "_held_since",
         "_is_closed_here",
@@ -217,6 +222,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
         self._subscriptions: list[Subscription] = []
         self._stalled: list[tuple[Subscription, WsEvent]] = []  # waiting for room
+        self._has_undigested = False  # something that came waits, for these or for others' turns
         self._is_stalled = False  # until the last of them has been delivered
         self._stall_scope = trio.CancelScope()  # of the task that waits with them
 
@@ -273,7 +279,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     await trio.lowlevel.checkpoint()
                 elif protocol.ended or self._is_reading:
                     await self._news.park()
-                elif self._stalled:
+                elif self._has_undigested:
                     await self._read(1)
                 else:
                     # As _read does it; but one coroutine less is 5 % of a round trip.
@@ -320,7 +326,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """With the turn to read: read once, and digest it. Always a checkpoint."""
         self._is_reading = True
         try:
-            if self._stalled and not self._protocol.ended:
+            if self._has_undigested and not self._protocol.ended:
                 await self._wait_for_subscribers()
             else:
                 self._take_in(await self._receive(size))
@@ -357,6 +363,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _digest(self) -> None:
         """Decode what came, as far as subscribers allow, and do what follows from it."""
         protocol = self._protocol
+        protocol.steps_left = STEPS_A_TURN
         while not self._stalled:
             event = protocol.next_event()
             if protocol.ended and not protocol.is_held:
@@ -364,6 +371,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             if event is None:
                 break
             self._publish(event)
+        self._has_undigested = self._is_stalled or not protocol.steps_left
         if protocol.owes:
             self._flush_soon()
 
