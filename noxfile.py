@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 AUTOBAHN = "autobahntestsuite==25.10.1"
 
@@ -83,6 +86,33 @@ def autobahn(session: nox.Session) -> None:
     python2 = str(environment / "bin" / "python")
     session.run(python2, "-m", "pip", "install", "--quiet", AUTOBAHN, external=True)
     session.run("python", "-m", "tests.autobahn", python2, *session.posargs)
+
+
+@nox.session
+def guard(session: nox.Session) -> None:
+    """Each trio-websocket and wsproto that is supported is taken over, or refused; and the tests
+    pass with the lowest version of every dependency."""
+    session.install(".[test]")
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    supported = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    for ours in releases(session, "trio-websocket", supported):
+        for inner in releases(session, "wsproto", supported):
+            session.install(f"trio-websocket=={ours}", f"wsproto=={inner}")
+            session.run("python", "-m", "tests.guard")
+    session.install(
+        *(f"{name}=={next(iter(bounds)).version}" for name, bounds in supported.items())
+    )
+    # These need a newer websockets as a peer.
+    peers = ["--ignore=tests/test_differential.py", "-k", "not client_of_websockets"]
+    session.run("python", "-m", "pytest", "-q", *peers)
+
+
+def releases(session: nox.Session, name: str, supported: dict[str, SpecifierSet]) -> list[str]:
+    """All that pip finds of a package, in the supported range."""
+    said = session.run("python", "-m", "pip", "index", "versions", name, silent=True)
+    assert isinstance(said, str)
+    versions = said.partition("Available versions:")[2].split("\n")[0].split(",")
+    return list(supported[name].filter(version.strip() for version in versions))
 
 
 def find_python2() -> str | None:

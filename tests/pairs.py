@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -236,7 +237,7 @@ async def handshake(
 
 
 def server_handshake(request: bytes) -> bytes:
-    key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+    key = re.split(rb"(?i)sec-websocket-key: ", request)[1].split(b"\r\n")[0]
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + wsproto.utilities.generate_accept_token(key) + b"\r\n\r\n"

@@ -1,0 +1,46 @@
+"""Whether the trio-websocket and wsproto that are installed can be taken over: ``nox -s guard``.
+
+They work, and then the tests of the takeover pass; or they are refused with `TakeoverError`, and
+then the connection is as good as before.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import pytest
+import trio
+
+from trio_wsstream import TakeoverError, WsByteStream
+
+from .pairs import background, connection_pair
+
+
+async def refusal() -> TakeoverError | None:
+    """The error with which they are refused, if they are."""
+    with trio.fail_after(10):
+        async with background() as nursery:
+            client, server = await connection_pair(nursery)
+            try:
+                WsByteStream(client, nursery)
+            except TakeoverError as error:
+                await client.send_message(b"still there?")
+                assert await server.get_message() == b"still there?"
+                return error
+            return None
+
+
+def main() -> None:
+    error = trio.run(refusal)
+    if error is not None:
+        print(f"refused: {error}")
+        return
+    code = pytest.main(["-q", "tests/test_takeover.py"])
+    names = ("trio-websocket", "wsproto", "trio")
+    print("works:" if code == 0 else "FAILS:", *(f"{name} {version(name)}" for name in names))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
