@@ -89,6 +89,16 @@ def autobahn(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz each target, guided by coverage, for 60 seconds; ``nox -s fuzz -- 300`` for 300."""
+    session.install(".[test,fuzz]")
+    seconds = session.posargs[0] if session.posargs else "60"
+    for target in "decoder", "protocol", "takeover":
+        folder = Path(session.create_tmp()) / "corpus"
+        session.run("python", "-m", "tests.fuzz", target, str(folder), f"-max_total_time={seconds}")
+
+
+@nox.session
 def guard(session: nox.Session) -> None:
     """Each trio-websocket and wsproto that is supported is taken over, or refused; and the tests
     pass with the lowest version of every dependency."""

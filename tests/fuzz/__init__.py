@@ -1,0 +1,1 @@
+"""Fuzz targets: `decoder`, `protocol`, `takeover`. ``nox -s fuzz`` runs them."""
