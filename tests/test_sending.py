@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 import trio.testing
@@ -155,6 +157,66 @@ async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_w
         nursery.start_soon(stream.send_all, b"what comes next")
         assert await receive_all(peer, len(sent)) == sent
         assert await peer.receive() == (BINARY, b"what comes next")
+
+
+# What is owed to the peer, and need not wait
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 100])
+@pytest.mark.parametrize("client", [True, False])
+async def test_an_answer_of_which_a_socket_takes_but_a_part_goes_out_whole(
+    count: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = os.write, []
+
+    def write(fd: int, data: bytes) -> int:
+        if fd != stream._transport.socket.fileno():  # type: ignore[attr-defined]
+            return real(fd, data)
+        taken.append(data)
+        if not count:
+            raise BlockingIOError
+        return real(fd, data[:count])
+
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", client=client)
+        nursery.start_soon(stream.receive_some)
+        monkeypatch.setattr(os, "write", write)
+        await peer.send(PING, b"answer me")
+        assert await peer.receive() == (PONG, b"answer me")
+        await peer.send(PING, b"and me")
+        assert await peer.receive() == (PONG, b"and me")
+        assert len(taken) == 2
+
+
+async def test_an_answer_that_finds_the_socket_broken_breaks_sending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write(fd: int, data: bytes) -> int:
+        raise BrokenPipeError
+
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp")
+        nursery.start_soon(stream.receive_some)
+        await wait_all_tasks_blocked()
+        monkeypatch.setattr(os, "write", write)
+        await peer.send(PING)
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:
+            while True:
+                await stream.send_all(b"x")
+        monkeypatch.undo()
+        assert isinstance(broken.value.__cause__, ConnectionLost)
+
+
+async def test_the_rest_of_a_cancelled_frame_goes_out_before_an_answer() -> None:
+    config = StreamConfig(max_message_size=1 << 26)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config)
+        data = b"0123456789" * 3_000_000
+        await cancel_inside_a_frame(stream, data)
+        nursery.start_soon(stream.receive_some)
+        await peer.send(PING, b"answer me")
+        assert await receive_all(peer, len(data)) == data
+        assert await peer.receive() == (PONG, b"answer me")
 
 
 async def test_a_cancelled_send_loses_no_pong_that_is_owed() -> None:

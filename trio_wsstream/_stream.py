@@ -14,8 +14,8 @@ dozing (`_is_dozing`: with no grace period set) sets it a new one.
 
 *Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
 the short-lived task that sends what `Protocol` owes the peer, so that no caller's cancellation
-loses it. A `send_all` passes the turn on to one between its messages. Reading never waits for
-writing; it only starts a `_flush`.
+loses it. What a socket takes at once needs no task (`_flush_soon`). A `send_all` passes the turn
+on between its messages. Reading never waits for writing; it only starts a `_flush`.
 
 *Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
 answers owed. Two things stop that: an event for a full channel with backpressure (`_stalled`),
@@ -145,6 +145,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_is_receiving",
         "_is_sending",
         "_is_stalled",
+        "_napping",
         "_news",
         "_nursery",
         "_pinged_at",
@@ -208,7 +209,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._is_receiving = False  # a caller is in receive_some
         self._caller_read_size = self._read_size(0)
         self._is_reading = False  # somebody has the turn
-        self._scope = trio.CancelScope()  # of what _attend is doing
+        self._scope: trio.CancelScope | None = None  # of what _attend waits for
+        self._napping: trio.lowlevel.Task | None = None  # it, while it only waits
         self._is_dozing = False
         self._heard_at = self._visited_at = trio.current_time()  # by the peer; by a caller
         self._pings_waiting = 0  # of callers
@@ -355,10 +357,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._news.unpark_all()
 
     async def _receive_handover(self, size: int) -> bytes | bytearray:
-        data = await self._handover.receive_some(size)
-        if self._handover.is_over:
-            self._receive = self._wire.receive_some
-        return data
+        await self._handover.wait_for_reader()
+        if not self._handover.is_over:
+            return await self._handover.receive_some(size)
+        self._receive = self._wire.receive_some
+        return await self._receive(size)
 
     def _digest(self) -> None:
         """Decode what came, as far as subscribers allow, and do what follows from it."""
@@ -396,8 +399,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 else:
                     self._is_dozing = reads_at == math.inf
                     with trio.CancelScope(deadline=min(wake_at, reads_at)) as self._scope:
-                        await trio.sleep_forever()
-                    self._is_dozing = False
+                        self._napping = trio.lowlevel.current_task()
+                        await trio.lowlevel.wait_task_rescheduled(self._end_nap)
+                self._scope = None
+                self._is_dozing = False
             await self._close_transport()
         except trio.Cancelled:
             self._is_closed_here = True
@@ -430,11 +435,22 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         else:
             reads_at = self._reads_at()
             self._is_dozing = reads_at == math.inf
+            assert self._scope is not None
             self._scope.deadline = min(self._scope.deadline, reads_at)
 
     def _wake(self) -> None:
         """Have the task look again at what is due."""
-        self._scope.cancel()
+        if self._napping is not None:  # as its scope would, but that takes longer
+            trio.lowlevel.reschedule(self._napping)
+            self._napping = None
+        elif self._scope is not None:
+            self._scope.cancel()
+        self._scope = None
+        self._is_dozing = False
+
+    def _end_nap(self, _: object) -> trio.lowlevel.Abort:
+        self._napping = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     # Keepalive
 
@@ -629,19 +645,26 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _flush_soon(self) -> None:
         """Have what is owed sent: now, or when who has the turn to write passes it on."""
-        if not (self._write_turn.is_taken or self.closed):
-            self._write_turn.is_taken = True
-            self._nursery.start_soon(self._flush)
-
-    async def _flush(self) -> None:
-        """With the turn to write: send what is owed to the peer."""
+        if self._write_turn.is_taken or self.closed:
+            return
         protocol, wire = self._protocol, self._wire
+        rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
+        if wire.failure:
+            self._after_flush()
+        elif rest or protocol.has_failed:
+            self._write_turn.is_taken = True
+            self._nursery.start_soon(self._flush, rest)
+        else:
+            self._close_is_out = protocol.close_sent is not None
+            self._after_flush()
+
+    async def _flush(self, data: bytes) -> None:
+        """With the turn to write: send what is left of that, and end TCP after a failure."""
+        protocol = self._protocol
         try:
-            if wire.failure:
-                return
-            since = trio.current_time()
-            if data := protocol.data_to_send():
-                await wire.write((data,))
+            if data:
+                since = trio.current_time()
+                await self._wire.write((data,))
                 self._note_progress(since)
             self._close_is_out = protocol.close_sent is not None
             if (
@@ -700,12 +723,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 self._begin_closing()
                 self._news.unpark_all()
                 self._wake()
-                if not self._write_turn.is_taken:
-                    self._write_turn.is_taken = True
-                    await self._flush()  # as _flush_soon, without a task
+                self._flush_soon()
+            if self.closed is not None:
+                await trio.lowlevel.checkpoint()
             while self.closed is None:
                 await self._news.park()
-            await trio.lowlevel.checkpoint()
         except BaseException:
             await self._drop()
             self._is_closed_here = True
@@ -732,7 +754,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._is_closed_here or self._protocol.close_received is None:
             for subscription in self._subscriptions:
                 subscription.backpressure = False
-            self._stall_scope.cancel()
+            if self._is_stalled:
+                self._stall_scope.cancel()
         if self._close_deadline == math.inf:
             self._close_deadline = trio.current_time() + self.config.close_timeout
             self._news.unpark_all()
@@ -764,8 +787,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._protocol.abandon()
         deadline = min(self._close_deadline, trio.current_time() + self.config.close_timeout)
         try:
-            with trio.CancelScope(deadline=deadline):
-                await self._transport.aclose()
+            await self._wire.aclose(deadline)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # there is nothing left that it could lose
         self._conclude()

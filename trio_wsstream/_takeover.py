@@ -22,6 +22,7 @@ loses nothing. Closing the transport frees every task in it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
@@ -387,6 +388,15 @@ class Handover:
         """Only the transport is left to read from, and only by us."""
         return not (self._replay or self._reader_ends or self._is_closed or self._is_lost)
 
+    async def wait_for_reader(self) -> None:
+        """Wait until trio-websocket's reader task has left the transport."""
+        if not self._replay and self._reader_ends and not self._is_closed and not self._is_lost:
+            with contextlib.suppress(trio.EndOfChannel):
+                if self._reader_ends.statistics().open_send_channels:
+                    await self._reader_ends.receive()
+            self._reader_ends = None
+            self._replay = memoryview(self._stand_in.received)
+
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
         """As of the transport, after what trio-websocket has received.
 
@@ -395,12 +405,6 @@ class Handover:
           trio.BrokenResourceError, trio.ClosedResourceError: as from the transport.
         """
         await trio.lowlevel.checkpoint()
-        if not self._replay and self._reader_ends and not self._is_closed and not self._is_lost:
-            try:
-                await self._reader_ends.receive()
-            except trio.EndOfChannel:
-                self._reader_ends = None
-            self._replay = memoryview(self._stand_in.received)
         if self._replay:
             data = bytes(self._replay[:max_bytes])
             self._replay = self._replay[max_bytes:]
@@ -471,8 +475,6 @@ def _replay(connection: WebSocketConnection, close: Close | None, is_closed: boo
 
 
 def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | str]:
-    while True:
-        try:
-            yield channel.receive_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return
+    # That it is empty is asked for, as an exception that says so takes as long as ten calls.
+    while (now := channel.statistics()).current_buffer_used or now.tasks_waiting_send:
+        yield channel.receive_nowait()

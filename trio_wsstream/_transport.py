@@ -56,6 +56,12 @@ class StreamTransport(_Transport):
         self._stream = stream
         self.receive_some: Receive = stream.receive_some
 
+    def write_now(self, data: bytes) -> bytes:
+        """Write what can be written without waiting; return what is left of ``data``, bytes of
+        whole frames.
+        """
+        return data
+
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Write whole frames, in as many pieces as the caller has them.
 
@@ -75,12 +81,22 @@ class StreamTransport(_Transport):
             self.is_cut_off = True
             raise
 
+    async def aclose(self, deadline: float) -> None:
+        """Close the stream, and from ``deadline`` on without waiting for anything.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
+        """
+        with trio.CancelScope(deadline=deadline):
+            await self._stream.aclose()
+
 
 class SocketTransport(_Transport):
     """A `trio.SocketStream`, whose payload is not copied to be framed. As `StreamTransport`."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__()
+        self._stream = stream
         self._socket = stream.socket
         self._rest: Buffer = b""  # of a frame whose writing was cancelled
 
@@ -98,6 +114,18 @@ class SocketTransport(_Transport):
                     pass
         await trio.lowlevel.cancel_shielded_checkpoint()
         return data
+
+    def write_now(self, data: bytes) -> bytes:
+        """As `StreamTransport.write_now`; after a failure nothing is left."""
+        if self._rest:
+            return data
+        try:
+            return data[os.write(self._socket.fileno(), data) :]
+        except BlockingIOError:
+            return data
+        except OSError as error:
+            self.note_failure(error)
+            return b""
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """As `StreamTransport.write`. Cancelled in the middle, it keeps what is left."""
@@ -121,6 +149,10 @@ class SocketTransport(_Transport):
             if error.errno in (errno.EBADF, errno.ENOTSOCK):
                 raise trio.ClosedResourceError("the socket was closed") from None
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+    async def aclose(self, _: float) -> None:
+        """As `StreamTransport.aclose`: a socket does not wait."""
+        await self._stream.aclose()
 
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
         # It writes before it waits: that the socket has been closed must be noticed here. To wait
