@@ -54,7 +54,7 @@ class Decoded(NamedTuple):
 def decode_step(decoder: Decoder, chunk: bytes) -> Decoded:
     """Feed one chunk, and decode all of it."""
     decoder.feed(chunk)
-    payload: list[bytes] = []
+    payload: list[Buffer] = []
     frames = []
     try:
         while (seen := decoder.decode(payload)) is not None:
@@ -167,7 +167,7 @@ def test_what_a_frame_may_be_is_known_again_after_each_message(client: bool) -> 
 
 def test_a_chunk_that_is_all_payload_is_handed_on_uncopied() -> None:
     decoder = Decoder(client=True)
-    payload: list[bytes] = []
+    payload: list[Buffer] = []
     decoder.feed(encode_header(FIN | BINARY, 3000))
     assert decoder.decode(payload) is None
     for chunk in [bytes(1000), bytes(1500)]:
@@ -192,7 +192,7 @@ def test_a_bytearray_may_be_reused_once_it_was_fed() -> None:
     data = bytearray(frame(BINARY, b"payload", masked=False))
     decoder.feed(data)
     data[:] = bytes(len(data))
-    payload: list[bytes] = []
+    payload: list[Buffer] = []
     decoder.decode(payload)
     assert payload == [b"payload"]
 
@@ -216,7 +216,7 @@ def test_decoding_stops_at_each_frame_that_somebody_must_look_at(client: bool) -
     sent = [(PING, b"1"), (BINARY, b"a"), (PONG, b"2"), (TEXT, b"t"), (BINARY, b"b"), (CLOSE, b"")]
     decoder = Decoder(client=client)
     decoder.feed(b"".join(frame(*each, masked=not client) for each in sent))
-    payload: list[bytes] = []
+    payload: list[Buffer] = []
     seen = []
     while (each := decoder.decode(payload)) is not None:
         seen.append((*each, b"".join(payload)))

@@ -30,6 +30,7 @@ from .pairs import (
     TEXT,
     background,
     close_payload,
+    frame,
     raw_pair,
     stream_pair,
 )
@@ -312,6 +313,37 @@ async def test_text_is_part_of_the_stream_or_an_event(
         while not isinstance(event := await subscription.receive(), CloseReceived):
             seen.append(event.text)  # type: ignore[attr-defined]
         assert seen == events
+
+
+@pytest.mark.parametrize("receive_buffer_size", [100_000, 262_144])
+async def test_two_frames_are_read_at_once_while_that_brings_more_than_one(
+    receive_buffer_size: int, mock_clock: trio.testing.MockClock
+) -> None:
+    config = StreamConfig(receive_buffer_size=receive_buffer_size)
+    one = frame(BINARY, bytes(65536), masked=False)
+    single, double = len(one), min(2 * len(one), receive_buffer_size)
+    sizes = []
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, "memory", config, client=True)
+
+        async def read(size: int, data: bytes) -> None:
+            async def receive(size: int) -> bytes:
+                sizes.append(size)
+                await trio.lowlevel.checkpoint()
+                return data
+
+            stream._receive = receive
+            await stream.receive_some()
+            assert sizes.pop() == size
+
+        await read(single, frame(BINARY, b"short", masked=False))
+        await read(single, one)
+        await read(double, one + one)
+        await read(double, frame(BINARY, b"short", masked=False))
+        await read(double, one)
+        for _ in range(17):
+            await read(single, one)
+        await read(double, one)
 
 
 async def read_to_end(stream: WsByteStream) -> bytes:

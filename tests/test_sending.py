@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +14,16 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
 
-from .pairs import BINARY, PING, PONG, RawPeer, background, raw_pair
+from .pairs import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    RawPeer,
+    background,
+    close_payload,
+    raw_pair,
+)
 
 
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
@@ -159,11 +171,134 @@ async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_w
         assert await peer.receive() == (BINARY, b"what comes next")
 
 
+# Two frames in one write
+
+
+TEN_BYTES = StreamConfig(max_message_size=10)
+FOUR_MESSAGES = b"0123456789" * 4
+SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
+TAKEN = pytest.mark.parametrize(
+    ("whole", "part"), [(0, 0), (0, 1), (0, 11), (1, 0), (1, 1), (1, 2), (1, 3), (1, 11), (2, 0)]
+)
+"""How many whole frames a socket takes in one write, and how many bytes of the next one."""
+
+
+def take_only(
+    monkeypatch: pytest.MonkeyPatch,
+    stream: WsByteStream,
+    whole: int,
+    part: int,
+    then: Callable[[], bool],
+) -> None:
+    """The stream's socket takes so much, then nothing until ``then``, which is asked each time."""
+    size = whole * (16 if stream._protocol.client else 12) + part
+    real = os.writev
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        nonlocal size
+        if size:
+            taken = real(fd, [b"".join(buffers)[:size]])
+            assert taken == size
+            size = 0
+            return taken
+        if not then():
+            raise BlockingIOError
+        return real(fd, buffers)
+
+    monkeypatch.setattr(os, "writev", writev)
+
+
+@TAKEN
+@SIDES
+async def test_however_much_of_two_frames_a_socket_takes_all_is_sent(
+    whole: int, part: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", TEN_BYTES, client=client)
+        answers = itertools.chain([False, False], itertools.repeat(True))
+        take_only(monkeypatch, stream, whole, part, lambda: next(answers))
+        await stream.send_all(FOUR_MESSAGES + b"rest")
+        for _ in range(4):
+            assert await peer.receive() == (BINARY, b"0123456789")
+        assert await peer.receive() == (BINARY, b"rest")
+
+
+@TAKEN
+@SIDES
+async def test_a_cancelled_send_finishes_the_frame_that_has_begun_and_no_other(
+    whole: int, part: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", TEN_BYTES, client=client)
+        with trio.CancelScope() as scope:
+
+            def cancel() -> bool:
+                scope.cancel()
+                return False
+
+            take_only(monkeypatch, stream, whole, part, cancel)
+            await stream.send_all(FOUR_MESSAGES)
+        assert scope.cancelled_caught
+        monkeypatch.undo()
+        await stream.send_all(b"next")
+        for _ in range(whole + bool(part)):
+            assert await peer.receive() == (BINARY, b"0123456789")
+        assert await peer.receive() == (BINARY, b"next")
+
+
+def say_at_once(peer: RawPeer, stream: WsByteStream, opcode: int, payload: bytes) -> Any:
+    """A function that has the peer send a frame, and tells whether the stream has seen it."""
+    events = stream.subscribe()
+    frames = [peer.frame(opcode, payload)]
+
+    def has_been_seen() -> bool:
+        if frames:
+            os.write(peer.transport.socket.fileno(), frames.pop())
+        return events.statistics().current_buffer_used > 0
+
+    return has_been_seen
+
+
+@TAKEN
+@SIDES
+async def test_a_pong_goes_out_after_the_frame_that_waits_for_the_socket(
+    whole: int, part: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", TEN_BYTES, client=client)
+        nursery.start_soon(stream.receive_some)
+        ping = say_at_once(peer, stream, PING, b"answer me")
+        take_only(monkeypatch, stream, whole, part, ping)
+        await stream.send_all(FOUR_MESSAGES)
+        for _ in range(whole + 1):
+            assert await peer.receive() == (BINARY, b"0123456789")
+        assert await peer.receive() == (PONG, b"answer me")
+        for _ in range(3 - whole):
+            assert await peer.receive() == (BINARY, b"0123456789")
+
+
+@TAKEN
+@SIDES
+async def test_a_close_of_the_peer_stops_a_send_after_that_frame(
+    whole: int, part: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", TEN_BYTES, client=client)
+        nursery.start_soon(stream.receive_some)
+        close = say_at_once(peer, stream, CLOSE, close_payload(1000))
+        take_only(monkeypatch, stream, whole, part, close)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(FOUR_MESSAGES)
+        for _ in range(whole + 1):
+            assert await peer.receive() == (BINARY, b"0123456789")
+        assert await peer.receive() == (CLOSE, close_payload(1000))
+
+
 # What is owed to the peer, and need not wait
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 100])
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 async def test_an_answer_of_which_a_socket_takes_but_a_part_goes_out_whole(
     count: int, client: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,11 +168,12 @@ class Decoder:
             self._data = data if type(data) is bytes else bytes(data)
         self._position = 0
 
-    def decode(self, payload: list[bytes]) -> Frame | None:
+    def decode(self, payload: list[Buffer]) -> Frame | None:
         """Decode up to the next `Frame`, or until there is no more to decode.
 
         Args:
-          payload: a list that the binary payload on the way is appended to.
+          payload: a list that the binary payload on the way is appended to; views are of what
+              was fed.
 
         Returns:
           A frame that somebody must look at; None when all that was fed is decoded; `MORE`
@@ -235,12 +236,12 @@ class Decoder:
             self._legal = _LEGAL_OUTSIDE if first & FIN else _LEGAL_INSIDE
             stop = start + length
             if stop <= end and self._kind == BINARY:  # and whose payload is, too
+                # From some KiB on, a view is cheaper than a copy.
+                whole = (data if length < _VIEWED else memoryview(data))[start:stop]
                 if mask:
-                    # From some KiB on, a view is cheaper than a copy.
-                    source = data if length < _VIEWED else memoryview(data)
-                    payload.append(apply_mask(source[start:stop], data[start - 4 : start]))
+                    payload.append(apply_mask(whole, data[start - 4 : start]))
                 elif length:
-                    payload.append(data[start:stop])
+                    payload.append(whole)
                 position = stop
                 continue
             self._left = length

@@ -21,6 +21,7 @@ the reader between them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ._config import HalfClose, StreamConfig, TextPolicy
@@ -90,8 +91,8 @@ class ReceiveBuffer:
         self._taken = 0  # bytes already taken of the first piece
         self.size = 0
 
-    def add(self, pieces: list[bytes]) -> None:
-        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def add(self, pieces: Sequence[Buffer]) -> None:
+        piece = b"".join(pieces)  # no copy of one that is bytes
         self.size += len(piece)
         if self._pieces and len(self._pieces[-1]) + len(piece) <= _MERGED:
             last = self._pieces[-1]
@@ -236,7 +237,7 @@ class Protocol:
             if self.ended or not self.steps_left:
                 return None
             self.steps_left -= 1
-            payload: list[bytes] = []
+            payload: list[Buffer] = []
             try:
                 try:
                     frame = self._decoder.decode(payload)

@@ -15,7 +15,9 @@ dozing (`_is_dozing`: with no grace period set) sets it a new one.
 *Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
 the short-lived task that sends what `Protocol` owes the peer, so that no caller's cancellation
 loses it. What a socket takes at once needs no task (`_flush_soon`). A `send_all` passes the turn
-on between its messages. Reading never waits for writing; it only starts a `_flush`.
+on between its messages; but what comes to be owed while it waits for the socket goes out behind
+the message under way, which may be the second of the two that the socket was offered. Reading
+never waits for writing; it only starts a `_flush`.
 
 *Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
 answers owed. Two things stop that: an event for a full channel with backpressure (`_stalled`),
@@ -51,7 +53,7 @@ from ._errors import (
     TakeoverError,
 )
 from ._events import Kinds, StreamClosed, Subscription, WsEvent
-from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, is_valid_close_code
+from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, Buffer, is_valid_close_code
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._transport import Receive, adapt, why_broken
 
@@ -64,7 +66,8 @@ STEPS_A_TURN = 32
 READ_SIZE: Final = 65536
 """Bytes of payload for each read, so that messages of the default size stay aligned with reads."""
 
-_SHORT: Final = 16  # a last message that is so much shorter goes out with the one before it
+_PATIENCE: Final = 16  # reads, until one of twice the size is tried again
+_TWO_FRAMES: Final = 4  # buffers
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
 
 _READ_ERRORS: Final = (
@@ -148,6 +151,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_napping",
         "_news",
         "_nursery",
+        "_patience",
         "_pinged_at",
         "_pings_waiting",
         "_protocol",
@@ -208,6 +212,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._receive: Receive = self._receive_handover
         self._is_receiving = False  # a caller is in receive_some
         self._caller_read_size = self._read_size(0)
+        self._patience = 0  # for how many reads it stays as it is
         self._is_reading = False  # somebody has the turn
         self._scope: trio.CancelScope | None = None  # of what _attend waits for
         self._napping: trio.lowlevel.Task | None = None  # it, while it only waits
@@ -287,8 +292,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     # As _read does it; but one coroutine less is 5 % of a round trip.
                     self._is_reading = True
                     try:
-                        self._take_in(await self._receive(self._caller_read_size))
-                        self._visited_at = self._heard_at
+                        data = await self._receive(self._caller_read_size)
+                        self._heard_at = self._visited_at = trio.current_time()
+                        if len(data) >= READ_SIZE:
+                            self._adapt_read_size(len(data))
+                        self._take_in(data)
                     except _READ_ERRORS as error:
                         self._take_in_error(error)
                     finally:
@@ -324,6 +332,20 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         header = MAX_HEADER - 4 if self._protocol.client else MAX_HEADER  # a server does not mask
         return min(READ_SIZE + header, max(1, self.config.receive_buffer_size - unread))
 
+    def _adapt_read_size(self, got: int) -> None:
+        """Callers read two frames at once as long as that brings more than one."""
+        one_frame = READ_SIZE + MAX_HEADER
+        if got > one_frame:
+            self._patience = 0
+        elif self._caller_read_size > one_frame:
+            self._caller_read_size = self._read_size(0)
+            self._patience = _PATIENCE
+        elif self._patience:
+            self._patience -= 1
+        else:
+            two_frames = 2 * self._read_size(0)
+            self._caller_read_size = min(two_frames, self.config.receive_buffer_size)
+
     async def _read(self, size: int) -> None:
         """With the turn to read: read once, and digest it. Always a checkpoint."""
         self._is_reading = True
@@ -332,6 +354,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await self._wait_for_subscribers()
             else:
                 self._take_in(await self._receive(size))
+                self._heard_at = trio.current_time()
         except _READ_ERRORS as error:
             self._take_in_error(error)
         finally:
@@ -339,7 +362,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._digest()
 
     def _take_in(self, data: bytes | bytearray) -> None:
-        self._heard_at = trio.current_time()
         if data:
             self._protocol.receive_data(data)
         else:
@@ -522,6 +544,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         # One long function: each call and context manager less is 1 % of what 64 KiB take.
+        # Two messages are encoded for each write; it says how many buffers of them it has written.
         protocol, wire, turn = self._protocol, self._wire, self._write_turn
         limit = self.config.max_message_size
         is_plain = type(data) is bytes and len(data) <= limit
@@ -532,7 +555,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             if not size:
                 await trio.lowlevel.checkpoint()
             start = 0
-            while start < size and protocol.can_send and not wire.failure:
+            frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
+            while (frames or start < size) and protocol.can_send and not wire.failure:
                 if turn.is_taken:
                     await turn.take()
                 else:
@@ -540,15 +564,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 try:
                     while protocol.can_send and not wire.failure:
                         since = trio.current_time()
-                        part = view if size <= limit else view[start : start + limit]
-                        frames = protocol.encode_message(part)
-                        start += limit
-                        if 0 < size - start <= limit // _SHORT:
-                            frames += protocol.encode_message(view[start:])
-                            start = size
-                        await wire.write(frames)
+                        while start < size and len(frames) < _TWO_FRAMES:
+                            part = view if size <= limit else view[start : start + limit]
+                            frames += protocol.encode_message(part)
+                            start += limit
+                        written = await wire.write(frames)
                         self._note_progress(since)
-                        if start >= size or protocol.owes:
+                        frames = frames[written:]
+                        if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     self._news.unpark_all()  # and the wire has noted why
