@@ -540,6 +540,93 @@ def test_byte_at_a_time_and_all_at_once_are_the_same(data: bytes, cuts: list[int
     assert decode(chop(data, cuts), client=True) == whole
 
 
+# A message that comes alone
+
+
+@pytest.mark.parametrize("length", [*LENGTHS[1:], 8191, 8192, 100_000])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@SERVER_OR_CLIENT
+def test_one_message_no_more_and_no_less_is_its_payload(
+    length: int, kind: Callable[[bytes], bytes | bytearray], client: bool
+) -> None:
+    decoder = Decoder(client=client)
+    decoder.feed(frame(TEXT, b"before", masked=not client))
+    while decoder.decode([]) is not None:
+        pass
+    data = kind(frame(BINARY, pattern(length), masked=not client))
+    assert decoder.decode_message(data) == pattern(length)
+    decoder.feed(data)  # as if nothing had happened
+    payload: list[Buffer] = []
+    assert decoder.decode(payload) is None
+    assert b"".join(payload) == pattern(length)
+
+
+def not_one_message(*, client: bool) -> list[bytes]:
+    mask, key = (0, b"") if client else (MASKED, b"1234")
+    one = frame(BINARY, b"one", masked=not client)
+    return [
+        b"",
+        one[:1],
+        one[:-1],
+        one + b"\x82",
+        one + one,
+        frame(BINARY, masked=not client),
+        frame(BINARY, b"one", masked=client),
+        frame(TEXT, b"one", masked=not client),
+        frame(PING, b"one", masked=not client),
+        frame(BINARY, b"one", fin=False, masked=not client),
+        frame(CONT, b"one", masked=not client),
+        bytes((one[0] | 0x40,)) + one[1:],
+        *(
+            bytes((FIN | BINARY, mask | 126)) + length.to_bytes(2, "big") + key + bytes(length)
+            for length in (0, 1, 123, 124, 125)
+        ),
+        *(
+            bytes((FIN | BINARY, mask | 127)) + length.to_bytes(8, "big") + key + bytes(length)
+            for length in (0, 1, 119, 125, 126, 65529, 65535)
+        ),
+        *(  # frames that say another length than they have
+            encode_header(FIN | BINARY, length, mask) + key + bytes(length + more)
+            for length in (122, 123, 124, 125, 126, 127, 65533, 65534, 65535, 65536, 65537)
+            for more in (-6, -4, -2, -1, 1, 2, 4, 6)
+        ),
+    ]
+
+
+@SERVER_OR_CLIENT
+def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
+    for data in not_one_message(client=client):
+        decoder = Decoder(client=client)
+        assert decoder.decode_message(data) is None
+        assert decode_step(decoder, data) == decode([data], client=client)
+
+
+@SERVER_OR_CLIENT
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda masked: frame(BINARY, b"before", masked=masked)[:1],
+        lambda masked: frame(BINARY, b"before", masked=masked)[:-1],
+        lambda masked: frame(BINARY, b"before", fin=False, masked=masked),
+        lambda masked: frame(PING, b"before", masked=masked)[:-1],
+    ],
+    ids=["part of a header", "part of a frame", "a fragment", "part of a ping"],
+)
+def test_nor_is_one_that_comes_behind_something_unfinished(
+    before: Callable[[bool], bytes], client: bool
+) -> None:
+    decoder = Decoder(client=client)
+    decode_step(decoder, before(not client))
+    assert decoder.decode_message(frame(BINARY, b"one", masked=not client)) is None
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=streams())
+def test_what_is_taken_for_one_message_is_what_would_have_been_decoded(data: bytes) -> None:
+    message = Decoder(client=True).decode_message(data)
+    assert message is None or decode([data], client=True) == (message, [], None)
+
+
 # Encoding
 
 

@@ -346,5 +346,37 @@ async def test_two_frames_are_read_at_once_while_that_brings_more_than_one(
         await read(double, one)
 
 
+@pytest.mark.parametrize("max_bytes", [None, 1, 4, 5, 6])
+async def test_a_message_that_comes_alone_is_handed_on_up_to_max_bytes(
+    max_bytes: int | None,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp")
+        for message in (b"first", b"secnd"):
+            await peer.send(BINARY, message)
+            received = b""
+            while len(received) < len(message):
+                piece = await stream.receive_some(max_bytes)
+                assert len(piece) == min(max_bytes or 5, 5 - len(received))
+                received += piece
+            assert received == message
+
+
+async def test_a_message_that_comes_while_this_side_closes_is_not_handed_on() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "memory")
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(stream.aclose)
+        await wait_all_tasks_blocked()
+        await peer.send(BINARY, b"too late")
+        await wait_all_tasks_blocked()
+
+
 async def read_to_end(stream: WsByteStream) -> bytes:
     return b"".join([bytes(chunk) async for chunk in stream])

@@ -160,6 +160,24 @@ class Decoder:
         """Whether a message has begun whose last byte has not been decoded."""
         return self._legal is _LEGAL_INSIDE or self._left > 0
 
+    def decode_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
+        """The payload of ``data`` if it is one unfragmented binary message, no more and no less,
+        that is not empty; else None, and nothing has happened: it is for `feed`.
+        """
+        length = len(data) - (6 if self._mask else 2)
+        if length > 125:
+            length -= 2 if length < 65538 else 8
+        if length < 1 or self.is_inside_message or self._position < len(self._data):
+            return None
+        start = len(data) - length
+        header = encode_header(FIN | BINARY, length, self._mask)
+        if not data.startswith(header) or len(header) + (4 if self._mask else 0) != start:
+            return None
+        if not self._mask:
+            return data[start:]
+        payload = (data if length < _VIEWED else memoryview(data))[start:]
+        return apply_mask(payload, data[start - 4 : start])
+
     def feed(self, data: bytes | bytearray) -> None:
         """Add bytes that arrived."""
         if self._position < len(self._data):

@@ -218,6 +218,14 @@ class Protocol:
         if not self.ended:
             self._decoder.feed(data)
 
+    def receive_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
+        """The payload of what came from the peer if it is one binary message, no more and no
+        less: then there is nothing to decode. Else None, and it is for `receive_data`.
+        """
+        if self.ended or not self.is_receiving:
+            return None
+        return self._decoder.decode_message(data)
+
     def receive_eof(self, why: str = "the transport ended") -> None:
         """TCP has ended, or broke."""
         if self.tcp_ended:

@@ -296,7 +296,13 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         self._heard_at = self._visited_at = trio.current_time()
                         if len(data) >= READ_SIZE:
                             self._adapt_read_size(len(data))
-                        self._take_in(data)
+                        message = protocol.receive_message(data)
+                        if message is None:
+                            self._take_in(data)
+                        elif max_bytes is None or len(message) <= max_bytes:
+                            return message  # with nothing to digest
+                        else:
+                            protocol.unread.add([message])
                     except _READ_ERRORS as error:
                         self._take_in_error(error)
                     finally:
