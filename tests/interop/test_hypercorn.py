@@ -7,7 +7,7 @@ import trio
 
 from trio_wsstream import AbnormalClosure, PingReceived
 
-from .checks import Checks, HalfClose
+from .checks import Checks, HalfClose, prompt
 from .conftest import Meet
 from .peer import python_peer
 
@@ -36,7 +36,7 @@ class TestHypercorn(Checks):
     async def test_its_abrupt_end_is_no_clean_end_for_us(self, meet: Meet) -> None:
         """It cannot drop TCP; when an application fails, its Close says so."""
         async with meet("/abort") as met:
-            await met.stream.send_all(b"abort")
+            await prompt(met.stream)
             with pytest.raises(trio.BrokenResourceError) as broken:
                 await met.stream.receive_some()
             await met.stream.aclose()
