@@ -205,8 +205,10 @@ async def _receive_request(connection: WebSocketConnection) -> WebSocketRequest:
     except RemoteProtocolError as error:
         hint = error.event_hint
         assert isinstance(hint, RejectConnection)
-        upgrade = [(b"Upgrade", b"websocket")] if hint.status_code == 426 else []
-        raise ConnectionRejected(hint.status_code, (*hint.headers, *upgrade), None) from error
+        answer = list(hint.headers)
+        if hint.status_code == 426:  # RFC 9110, 7.8: an Upgrade is named in Connection, too
+            answer += [(b"Upgrade", b"websocket"), (b"Connection", b"upgrade")]
+        raise ConnectionRejected(hint.status_code, tuple(answer), None) from error
     except UnicodeError as error:  # in a header that wsproto decodes
         raise ConnectionRejected(400, (), None) from error
     # What wsproto leaves unchecked:
