@@ -18,6 +18,8 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["tests", "lint", "types", "examples"]
 
+NO_TIMEOUT = ["-o", "faulthandler_timeout=0"]  # for sessions whose single tests run long
+
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
@@ -58,6 +60,31 @@ def interop(session: nox.Session) -> None:
         with session.chdir("tests/interop"):
             session.run("npm", "install", "--no-audit", "--no-fund", "--silent", external=True)
     session.run("python", "-m", "pytest", "tests/interop", *session.posargs)
+
+
+@nox.session
+def schedules(session: nox.Session) -> None:
+    """The tests under twenty orders of tasks; a number and more arguments are for another count."""
+    session.install(".[test]")
+    count, *rest = session.posargs or ["20"]
+    for seed in range(int(count)):
+        session.run("python", "-m", "pytest", "-q", f"--schedule-seed={seed}", *rest)
+
+
+@nox.session
+def stateful(session: nox.Session) -> None:
+    """Injected faults, and both ends in any order of calls: 5000 cases of each. Ten minutes."""
+    session.install(".[test]")
+    files = ["tests/test_stateful.py", "tests/test_faults.py"]
+    session.run("python", "-m", "pytest", "--hypothesis-profile=long", *NO_TIMEOUT, *files)
+
+
+@nox.session
+def floods(session: nox.Session) -> None:
+    """A million frames of each kind, to a server. Ten minutes."""
+    session.install(".[test]")
+    command = ["python", "-m", "pytest", "--flood=1000000", *NO_TIMEOUT, "tests/test_floods.py"]
+    session.run(*command, "-k", "server", *session.posargs)
 
 
 @nox.session

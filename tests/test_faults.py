@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
+from unittest.mock import AsyncMock
 
 import pytest
 import trio
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
+from trio_websocket import HandshakeError
 
-from trio_wsstream import StreamConfig
+from trio_wsstream import StreamConfig, open_ws_stream
 
 from .faults import Fault, Kind, Outcome, Plan, exchange, exchange_through_sockets
+from .pairs import BINARY, CLOSE, frame, server_handshake, unix_transport
+from .test_closing import end_of
 
 CONFIG = StreamConfig(max_message_size=3)
 CLIENT, SERVER = [b"ab", b"cdefghi"], [b"1", b"23456", b"789"]
@@ -96,6 +100,42 @@ def test_sockets_may_be_cut_or_garbled_at_any_byte(plan: Plan, kind: Kind, opera
     assert len(outcomes) >= 30
     if not kind.garbles:
         check_times(outcomes)
+
+
+@pytest.mark.parametrize("kind", [Kind.EOF, Kind.STALL])
+async def test_a_server_may_stop_at_any_byte_of_the_opening_handshake_and_after(
+    kind: Kind, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = frame(BINARY, b"hello", masked=False) + frame(CLOSE, masked=False)
+    for size in itertools.count():
+        ours, theirs = await unix_transport()
+        monkeypatch.setattr(trio, "open_tcp_stream", AsyncMock(return_value=ours))
+        answer = b""
+
+        async def serve(theirs: trio.SocketStream, size: int) -> None:
+            nonlocal answer
+            answer = server_handshake(bytes(await theirs.receive_some()))
+            await theirs.send_all((answer + after)[:size])
+            if kind is Kind.EOF:
+                await theirs.aclose()
+
+        started_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, theirs, size)
+            try:
+                async with open_ws_stream("ws://localhost/") as stream:
+                    received, error = await end_of(stream)
+            except HandshakeError:
+                assert size < len(answer)
+            else:
+                payload = (answer + after)[:size][len(answer) + 2 :]
+                assert received == payload[:5]
+                assert (error is None) == (size >= len(answer + after))
+        assert trio.current_time() - started_at <= 60 + ALL_TIMEOUTS
+        assert ours.socket.fileno() == -1
+        await theirs.aclose()
+        if size == len(answer + after):
+            break
 
 
 SIZES = st.sampled_from([1, 2, 5, 100, 125, 126, 1000, 5000])
