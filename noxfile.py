@@ -95,6 +95,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Fifteen minutes of connections that come and go, and nothing left; ``-- --minutes 1``."""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
 def autobahn(session: nox.Session) -> None:
     """The Autobahn Testsuite, in both roles: docs/autobahn.rst. It needs a Python 2.7."""
     python2 = find_python2()
