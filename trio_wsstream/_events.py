@@ -19,7 +19,8 @@ from ._errors import WsStreamError
 _SHOWN = 32  # bytes or characters of a payload in a repr: enough to know it by
 
 
-def _prefix(payload: bytes | str) -> str:
+def shown(payload: bytes | str) -> str:
+    """The beginning of it, for people."""
     more = f"... ({len(payload)} in all)" if len(payload) > _SHOWN else ""
     return f"{payload[:_SHOWN]!r}{more}"
 
@@ -33,14 +34,14 @@ class WsEvent:
 class PingReceived(WsEvent):
     """A Ping came (RFC 6455, 5.5.2); its Pong is on its way."""
 
-    payload: bytes = attrs.field(repr=_prefix)
+    payload: bytes = attrs.field(repr=shown)
 
 
 @attrs.frozen
 class PongReceived(WsEvent):
     """A Pong came (RFC 6455, 5.5.3), asked for or not."""
 
-    payload: bytes = attrs.field(repr=_prefix)
+    payload: bytes = attrs.field(repr=shown)
 
 
 @attrs.frozen
@@ -55,7 +56,7 @@ class CloseReceived(WsEvent):
 class TextReceived(WsEvent):
     """A text message came, under `TextPolicy.AS_EVENTS`."""
 
-    text: str = attrs.field(repr=_prefix)
+    text: str = attrs.field(repr=shown)
 
 
 @attrs.frozen

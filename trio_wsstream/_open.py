@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnectio
 from . import _takeover
 from ._config import StreamConfig
 from ._stream import WsByteStream
+
+_logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -82,6 +85,7 @@ async def open_ws_stream(
       ValueError: ``url`` is no WebSocket URL.
     """
     parsed = _parse_url(url)
+    _logger.debug("connecting to %s", parsed.authority)  # the rest may hold secrets
     async with open_nursery() as nursery:
         try:
             with trio.fail_after(connect_timeout):

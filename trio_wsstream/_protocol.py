@@ -21,7 +21,8 @@ the reader between them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from ._config import HalfClose, StreamConfig, TextPolicy
@@ -41,6 +42,7 @@ from ._events import (
     StreamClosed,
     TextReceived,
     WsEvent,
+    shown,
 )
 from ._frames import (
     BINARY,
@@ -56,6 +58,8 @@ from ._frames import (
     encode,
     encode_close_payload,
 )
+
+_logger = logging.getLogger(__name__)
 
 MAX_PONGS_OWED: Final = 64
 MAX_REASON: Final = MAX_CONTROL_PAYLOAD - 2  # bytes
@@ -138,6 +142,7 @@ class Protocol:
       client (bool): whether this side is the client.
       config (StreamConfig): `text`, `half_close` and `receive_buffer_size` matter here.
       close_sent (Close or None): a Close that this side has sent before.
+      name: what it is called in the log, which has a line for each frame, at DEBUG.
 
     Attributes, to be read only:
       unread (ReceiveBuffer): the payload that came.
@@ -163,6 +168,8 @@ class Protocol:
         "_config",
         "_decoder",
         "_events",
+        "_logs",
+        "_name",
         "_pings_owed",
         "_pongs_owed",
         "_text",
@@ -185,7 +192,12 @@ class Protocol:
     )
 
     def __init__(
-        self, *, client: bool, config: StreamConfig, close_sent: Close | None = None
+        self,
+        *,
+        client: bool,
+        config: StreamConfig,
+        close_sent: Close | None = None,
+        name: object = "protocol",
     ) -> None:
         self.client = client
         self.unread = ReceiveBuffer()
@@ -202,7 +214,12 @@ class Protocol:
         self.is_receiving = True  # payload is kept; False once this side has closed
         self.pings: dict[bytes, Ping] = {}
         self.steps_left = -1
+        self.encode_message: Callable[[Buffer], tuple[Buffer, ...]]
         self.encode_message = functools.partial(encode, BINARY, client=client)
+        self._name = name
+        self._logs = _logger.isEnabledFor(logging.DEBUG)  # asked once: it is the hot path
+        if self._logs:
+            self.encode_message = self._encode_message_and_log
         self._config = config
         self._decoder = Decoder(client=client)
         self._events: list[WsEvent] = []  # that happened, and were not asked for yet
@@ -224,7 +241,10 @@ class Protocol:
         """
         if self.ended or not self.is_receiving:
             return None
-        return self._decoder.decode_message(data)
+        message = self._decoder.decode_message(data)
+        if self._logs and message is not None:
+            self._log_payload([message])
+        return message
 
     def receive_eof(self, why: str = "the transport ended") -> None:
         """TCP has ended, or broke."""
@@ -241,7 +261,10 @@ class Protocol:
         """Decode up to the next event; None when everything is decoded, or no step is left."""
         while True:
             if self._events:
-                return self._events.pop(0)
+                event = self._events.pop(0)
+                if self._logs:
+                    _logger.debug("%s < %r", self._name, event)
+                return event
             if self.ended or not self.steps_left:
                 return None
             self.steps_left -= 1
@@ -250,6 +273,8 @@ class Protocol:
                 try:
                     frame = self._decoder.decode(payload)
                 finally:  # what came before a violation counts
+                    if self._logs and payload:
+                        self._log_payload(payload)
                     if payload and self.is_receiving:
                         self.unread.add(payload)
                 if frame is None:
@@ -319,7 +344,7 @@ class Protocol:
     def ping(self, payload: bytes) -> Ping:
         """Owe a Ping. It stays in `pings` until it is answered, or never can be."""
         if payload in self.pings:
-            raise ValueError(f"a ping with the payload {payload!r} is already in flight")
+            raise ValueError(f"a ping with the payload {shown(payload)} is already in flight")
         self.pings[payload] = ping = Ping()
         self._pings_owed.append(payload)
         self.owes = True
@@ -373,15 +398,27 @@ class Protocol:
         if self.close_sent is None:
             for owed, opcode in ((self._pings_owed, PING), (self._pongs_owed, PONG)):
                 for payload in owed:
+                    if self._logs:
+                        kind = "Ping" if opcode == PING else "Pong"
+                        _logger.debug("%s > %s(%s)", self._name, kind, shown(payload))
                     frames += encode(opcode, payload, client=self.client)
             if self._close_owed is not None:
                 payload = encode_close_payload(*self._close_owed)
                 frames += encode(CLOSE, payload, client=self.client)
                 self.close_sent = self._close_owed
+                if self._logs:
+                    _logger.debug("%s > %r", self._name, self.close_sent)
         self._pings_owed.clear()
         self._pongs_owed.clear()
         self.owes = False
         return b"".join(frames)
+
+    def _encode_message_and_log(self, payload: Buffer) -> tuple[Buffer, ...]:
+        _logger.debug("%s > a binary message of %d bytes", self._name, len(payload))
+        return encode(BINARY, payload, client=self.client)
+
+    def _log_payload(self, pieces: Sequence[Buffer]) -> None:
+        _logger.debug("%s < %d bytes of binary payload", self._name, sum(map(len, pieces)))
 
     # How it ended
 

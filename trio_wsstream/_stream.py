@@ -34,6 +34,7 @@ wait calls `_drop` instead. No task of the stream raises for what peer, network 
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
@@ -52,10 +53,12 @@ from ._errors import (
     ProtocolViolation,
     TakeoverError,
 )
-from ._events import Kinds, StreamClosed, Subscription, WsEvent
+from ._events import Kinds, StreamClosed, Subscription, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, Buffer, is_valid_close_code
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._transport import Receive, adapt, why_broken
+
+_logger = logging.getLogger(__name__)
 
 GRACE_PERIOD = 0.05
 """For how many seconds after a caller's read the stream's own task leaves reading to callers."""
@@ -201,7 +204,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._handover = handover = _takeover.Handover(connection, self._drop)
         self._transport = handover.transport
         self._protocol = Protocol(
-            client=handover.client, config=config, close_sent=handover.close_sent
+            client=handover.client,
+            config=config,
+            close_sent=handover.close_sent,
+            name=connection,
         )
         self._is_closed_here = False  # by aclose, or because its transport was dropped
         self._has_sent_eof = False
@@ -420,6 +426,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 wake_at = min(self._close_deadline, self._keepalive_due_at())
                 reads_at = self._reads_at()
                 if now >= reads_at:
+                    _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
                     with trio.CancelScope(deadline=wake_at) as self._scope:
                         await self._read(self._read_size(self._protocol.unread.size))
                     if self._is_receiving:
@@ -502,6 +509,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _keep_alive(self, now: float) -> None:
         """Do it."""
         if self._pinged_at is None or self.config.ping_timeout is None:
+            _logger.debug("%s: a keepalive ping", self.connection)
             self._pinged_at = now
             self._protocol.ping(self._fresh_ping_payload())
             self._flush_soon()
@@ -564,6 +572,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if turn.is_taken:
+                    _logger.debug("%s: a sender waits for its turn to write", self.connection)
                     await turn.take()
                 else:
                     turn.is_taken = True
@@ -681,6 +690,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if wire.failure:
             self._after_flush()
         elif rest or protocol.has_failed:
+            _logger.debug("%s: a task has the turn to write what is owed", self.connection)
             self._write_turn.is_taken = True
             self._nursery.start_soon(self._flush, rest)
         else:
@@ -786,6 +796,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             if self._is_stalled:
                 self._stall_scope.cancel()
         if self._close_deadline == math.inf:
+            _logger.debug("%s: closing begins", self.connection)
             self._close_deadline = trio.current_time() + self.config.close_timeout
             self._news.unpark_all()
             self._wake()
@@ -841,6 +852,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 subscription.backpressure = False
                 subscription.offer(event)
             self.closed = self._protocol.closed(close_is_out=self._close_is_out)
+            _logger.debug("%s: %r", self.connection, self.closed)
             for subscription in self._subscriptions:
                 subscription.end(self.closed)
             self._subscriptions.clear()
@@ -929,7 +941,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             payload = self._fresh_ping_payload()
         payload = bytes(memoryview(payload))
         if len(payload) > MAX_CONTROL_PAYLOAD:
-            raise ValueError(f"payload must be at most 125 bytes, not {len(payload)}: {payload!r}")
+            raise ValueError(
+                f"payload must be at most 125 bytes, not {len(payload)}: {shown(payload)}"
+            )
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_can_ping()
         ping = self._protocol.ping(payload)
@@ -962,7 +976,7 @@ def _checked_close(code: int, reason: str) -> Close:
     if not is_valid_close_code(operator.index(code)):
         raise ValueError(f"code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
     if len(reason.encode()) > MAX_REASON:
-        raise ValueError(f"reason must be at most {MAX_REASON} bytes of UTF-8, not {reason!r}")
+        raise ValueError(f"reason must be at most {MAX_REASON} bytes of UTF-8, not {shown(reason)}")
     if reason == HALF_CLOSE.reason:
         raise ValueError(f"reason must not be {reason!r}: that is what send_eof says")
     return Close(code, reason)

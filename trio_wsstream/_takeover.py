@@ -24,6 +24,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -54,6 +55,8 @@ from ._frames import (
     encode_header,
 )
 from ._protocol import Close
+
+_logger = logging.getLogger(__name__)
 
 _TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream")
 
@@ -358,6 +361,8 @@ class Handover:
         self._reader_ends = connection._recv_channel.clone() if is_reading else None
         # This empties the queue, so that a reader task that was blocked in it goes on.
         self._replay = memoryview(_replay(connection, self.close_sent, self._is_closed))
+
+        _logger.debug("%s: taken over, with %d bytes to replay", connection, len(self._replay))
 
         connection._recv_channel.close()
         connection._recv_channel = connection._send_channel = self._stand_in  # type: ignore[assignment]

@@ -16,12 +16,15 @@ take a fifth of what 1 KiB costs.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from ._frames import Buffer
+
+_logger = logging.getLogger(__name__)
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
@@ -46,6 +49,7 @@ class _Transport:
     def note_failure(self, error: Exception) -> None:
         """The transport has failed."""
         self.failure = why_broken(error)
+        _logger.debug("nothing more can be sent: %s", self.failure)
 
 
 class StreamTransport(_Transport):
