@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
+import pytest
 import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
@@ -323,6 +324,9 @@ class Side:
         except trio.BrokenResourceError as error:
             assert isinstance(error.__cause__, WsStreamError)
             self.error = error.__cause__
+            with pytest.raises(trio.BrokenResourceError) as again:
+                await stream.receive_some()
+            assert again.value.__cause__ is self.error
         self._told.set()
 
     def _knows_the_end(self) -> bool:
