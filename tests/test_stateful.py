@@ -46,6 +46,7 @@ class End:
     """
 
     transport: Any
+    nursery: trio.Nursery  # with the stream's own tasks only
     stream: WsByteStream
     sent: int = 0
     cut: str = ""
@@ -105,6 +106,15 @@ class End:
         except trio.BrokenResourceError as error:
             assert isinstance(error.__cause__, WsStreamError)
 
+    async def drop(self) -> None:
+        self.has_closed = True
+        await trio.aclose_forcefully(self.stream)
+        await wait_all_tasks_blocked()
+        assert self.is_closed
+        fault = getattr(self.transport, "fault", None)
+        if not (fault and fault.operation == "close"):  # which may have stalled before
+            assert not self.nursery.child_tasks
+
     async def close(self) -> None:
         self.has_closed = True
         await self.stream.aclose()
@@ -144,13 +154,19 @@ class TwoEnds(RuleBasedStateMachine):
 
         async def run() -> None:
             self.token = trio.lowlevel.current_trio_token()
-            async with trio.open_nursery() as self.callers, trio.open_nursery() as self.nursery:
+            async with (
+                trio.open_nursery() as self.callers,
+                trio.open_nursery() as self.nursery,
+                trio.open_nursery() as first,
+                trio.open_nursery() as second,
+            ):
+                self.nurseries = first, second
                 self.stop = trio.CancelScope()
                 with self.stop:
                     is_running.set()
                     await trio.sleep_forever()
-                self.nursery.cancel_scope.cancel()
-                self.callers.cancel_scope.cancel()
+                for nursery in (self.callers, self.nursery, first, second):
+                    nursery.cancel_scope.cancel()
 
         self.thread = threading.Thread(target=trio.run, args=(run,), kwargs={"clock": self.clock})
         self.thread.start()
@@ -163,8 +179,10 @@ class TwoEnds(RuleBasedStateMachine):
             pair = FaultyTransport(pair[0]), FaultyTransport(pair[1])
         connections = await connection_pair(self.nursery, pair)
         self.ends = [
-            End(transport, WsByteStream(connection, self.nursery, self.config))
-            for transport, connection in zip(pair, connections, strict=True)
+            End(transport, nursery, WsByteStream(connection, nursery, self.config))
+            for transport, nursery, connection in zip(
+                pair, self.nurseries, connections, strict=True
+            )
         ]
 
     def do(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -213,6 +231,16 @@ class TwoEnds(RuleBasedStateMachine):
         if "receive" not in self.ends[end].calls:
             self.start(self.ends[end], "receive", self._receive, end, max_bytes)
 
+    @rule(end=ENDS)
+    def receive_cancelled(self, end: int) -> None:
+        if "receive" not in self.ends[end].calls:
+            self.do(self._receive_cancelled, end)
+
+    async def _receive_cancelled(self, index: int) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await self._receive(index, None)
+
     async def _receive(self, index: int, max_bytes: int | None) -> None:
         end, peer = self.ends[index], self.ends[1 - index]
         try:
@@ -256,6 +284,12 @@ class TwoEnds(RuleBasedStateMachine):
     def close(self, end: int, number: int) -> None:
         if f"close {number}" not in self.ends[end].calls:
             self.start(self.ends[end], f"close {number}", self.ends[end].close)
+
+    @rule(end=ENDS)
+    @precondition(lambda self: self.moves > 30)
+    def drop(self, end: int) -> None:
+        self.has_trouble = True
+        self.start(self.ends[end], "drop", self.ends[end].drop)
 
     @rule(end=ENDS, name=st.sampled_from(["send", "receive", "ping 0", "ping 1", "close 0"]))
     def cancel(self, end: int, name: str) -> None:
@@ -369,6 +403,7 @@ class TwoEnds(RuleBasedStateMachine):
         for end in self.ends:
             assert not end.calls
             assert end.is_closed
+            assert not end.nursery.child_tasks
             end.read_events()
             for events in end.events:
                 assert [e for e in events if isinstance(e, StreamClosed)] == [end.stream.closed]
