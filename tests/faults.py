@@ -263,6 +263,7 @@ class Plan:
       half_close: the server answers the client's half-close with its last piece; else each
           closes when it has all.
       is_late: the server's connection is taken over only when the client waits for it.
+      is_hasty: who is told that the connection broke closes it before anything else runs.
       pings: how many pings each side sends.
     """
 
@@ -270,6 +271,7 @@ class Plan:
     server: Sequence[bytes]
     half_close: bool = True
     is_late: bool = False
+    is_hasty: bool = False
     pings: int = 1
     config: StreamConfig = attrs.Factory(StreamConfig)
 
@@ -324,10 +326,14 @@ class Side:
         except trio.BrokenResourceError as error:
             assert isinstance(error.__cause__, WsStreamError)
             self.error = error.__cause__
+            if self.plan.is_hasty:
+                await stream.aclose()
+                return
             with pytest.raises(trio.BrokenResourceError) as again:
                 await stream.receive_some()
             assert again.value.__cause__ is self.error
-        self._told.set()
+        finally:
+            self._told.set()
 
     def _knows_the_end(self) -> bool:
         return not (self.plan.half_close or self.is_client)
@@ -345,6 +351,8 @@ class Side:
             if self.is_client and self.plan.half_close:
                 await stream.send_eof()
                 self.has_half_closed = True
+        except trio.ClosedResourceError:
+            assert self.plan.is_hasty
         except trio.BrokenResourceError as error:
             assert isinstance(error.__cause__, WsStreamError)
 

@@ -28,6 +28,7 @@ CLIENT, SERVER = [b"ab", b"cdefghi"], [b"1", b"23456", b"789"]
 PLANS = {
     "half-close": Plan(CLIENT, SERVER, config=CONFIG),
     "close": Plan(CLIENT, SERVER, half_close=False, config=CONFIG),
+    "hasty": Plan(CLIENT, SERVER, is_hasty=True, config=CONFIG),
     "late": Plan(CLIENT, SERVER, is_late=True, config=CONFIG),
     "late close": Plan(CLIENT, SERVER, half_close=False, is_late=True, config=CONFIG),
 }
