@@ -34,7 +34,15 @@ from trio_wsstream import (
     WsByteStream,
     WsEvent,
 )
-from trio_wsstream._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, Decoder
+from trio_wsstream._frames import (
+    FIN,
+    MASKED,
+    MAX_CONTROL_PAYLOAD,
+    MAX_HEADER,
+    Decoder,
+    apply_mask,
+    encode_header,
+)
 from trio_wsstream._protocol import HALF_CLOSE, MAX_PONGS_OWED, Close, Protocol
 
 from ..pairs import background, handshake
@@ -344,6 +352,13 @@ async def check_takeover(setting: Setting, said: bytes) -> None:
     else:
         assert received == expected.payload
         assert end is (ConnectionLost if expected.end == "" else expected.end)
+        pongs = [control.payload for control in controls if control.opcode == PONG]
+        if expected.end == "":  # TCP may have ended before they could be sent
+            rest = iter(expected.pongs)
+            assert all(pong in rest for pong in pongs)
+        else:
+            assert pongs[-MAX_PONGS_OWED:] == expected.pongs[-MAX_PONGS_OWED:]
+            assert controls[-1].opcode == CLOSE
 
 
 CORPUS = Path(__file__).parent.parent / "corpus"
@@ -368,16 +383,33 @@ def seeds() -> list[bytes]:
         [(BINARY, b"v" * 300)] + [(TEXT | 0x100, b"")] + [(0x100, b"u")] * 20,
         [(3, b"")],
         [(0, b"")],
-        [(CLOSE, b"\x03\xed")],
+        [(TEXT, b"t" * 64)],
     ]
     result = []
     for n, speech in enumerate(speeches):
         for client in (False, True):
-            said = b"".join(plain_frame(*frame, masked=not client) for frame in speech)
-            for more in (0, 2, 4, 16, 34) if len(said) < 4096 else (34,):
-                head = bytes((client | more | n % 4 << 5, n, 4 + n, 37 * n % 256, 0))
+            for more in (0, 2, 4, 16, 34) if len(speech[0][1]) < 4096 else (34,):
+                # With a key of zeros a fuzzer can see what is in a frame.
+                key = b"" if client else bytes(4) if more < 16 else b"\x01\x23\x45\x67"
+                said = b"".join(plain_frame(*frame, key=key) for frame in speech)
+                head = bytes((client | more | n % 4 << 5, n, 4 + n % 3, 37 * n % 256, 0))
                 result.append(head + said)
+    for client in (False, True):
+        mask = 0 if client else 0x80
+        for length, size in LENGTHS:
+            header = bytes((0x82, mask | (126 if size == 2 else 127))) + length.to_bytes(size)
+            result.append(bytes((client, 0, 4, 0, 0)) + header + bytes(8))
+        for code in CODES:
+            close = plain_frame(CLOSE, code.to_bytes(2), key=bytes(0 if client else 4))
+            result.append(bytes((client, 0, 4, 0, 0)) + close)
+        result.append(bytes((client, 0, 4, 0, 0, 0x89, mask | 126, 0, 126)) + bytes(130))
+        result.append(bytes((client, 0, 4, 0, 0, 0x82, mask ^ 0x80)) + bytes(8))
     return result
+
+
+LENGTHS = [(125, 2), (126, 2), (65535, 8), (65536, 8), ((1 << 63) - 1, 8), (1 << 63, 8)]
+CODES = [999, 1000, 1003, 1004, 1005, 1006, 1007, 1014, 1015, 1016, 2999, 3000, 4999, 5000]
+"""Both sides of what is legal; of the lengths, with how many bytes each is written."""
 
 
 def corpus(name: str) -> list[bytes]:
@@ -386,15 +418,8 @@ def corpus(name: str) -> list[bytes]:
     return [bytes.fromhex(line) for line in lines if not line.startswith("#")]
 
 
-def plain_frame(opcode: int, payload: bytes, *, masked: bool) -> bytes:
-    """A frame; masked with zeros, so that a fuzzer can see what is in it. 0x100: no FIN."""
-    first = opcode & 15 | (0 if opcode & 0x100 else 0x80)
-    mask = 0x80 if masked else 0
-    length = len(payload)
-    if length < 126:
-        header = bytes((first, mask | length))
-    elif length < 65536:
-        header = bytes((first, mask | 126)) + length.to_bytes(2)
-    else:
-        header = bytes((first, mask | 127)) + length.to_bytes(8)
-    return header + bytes(4 * masked) + payload
+def plain_frame(opcode: int, payload: bytes, *, key: bytes) -> bytes:
+    """A frame; without FIN if ``opcode`` has 0x100, not masked if ``key`` is empty."""
+    first = opcode & 15 | (0 if opcode & 0x100 else FIN)
+    header = encode_header(first, len(payload), MASKED if key else 0)
+    return header + key + (apply_mask(payload, key) if key else payload)
