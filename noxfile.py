@@ -95,6 +95,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def many(session: nox.Session) -> None:
+    """As many connections at once as the limit of open files allows; ``-- --pairs 1000``."""
+    session.install(".")
+    for side in ("client", "server"):
+        session.run("python", "-m", "benchmarks.many", "--close", side, *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Fifteen minutes of connections that come and go, and nothing left; ``-- --minutes 1``."""
     session.install(".[test]")

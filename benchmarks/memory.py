@@ -30,6 +30,7 @@ import trio
 
 from .asyncio_makers import ASYNCIO_MAKERS
 from .makers import HOST, OURS, TCP, TRIO_MAKERS, Maker, by_name, receive_exactly
+from .many import raise_file_limit
 from .results import Result
 
 MAKERS: Final = (*TRIO_MAKERS, *ASYNCIO_MAKERS)
@@ -173,14 +174,9 @@ def _answer(peer: socket.socket) -> None:
     )
 
 
-def _raise_file_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _main(what: str, name: str, size: str, *way: str) -> None:
     maker = by_name(name, MAKERS)
-    _raise_file_limit()
+    raise_file_limit()
 
     async def measure() -> dict[str, float]:
         if what == "idle":

@@ -452,8 +452,10 @@ def main() -> None:
     soak = Soak(arguments.seed)
     try:
         trio.run(soak.run, arguments.minutes)
-    except* Wrong as wrong:
-        sys.exit("\n".join(f"WRONG: {error}" for error in wrong.exceptions))
+    except ExceptionGroup as group:
+        if not soak.is_wrong:
+            traceback.print_exception(group)
+        sys.exit("WRONG: see above")
     finally:
         for way, (_, code) in WAYS.items():
             print(f"{soak.done[way]:9,}  {way}" + (f": ended with {code}" if code else ""))

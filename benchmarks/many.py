@@ -1,0 +1,210 @@
+"""As many connections as the system allows, in one process: ``python -m benchmarks.many``.
+
+Both ends of each pair live here, with a socket each, on loopback: the servers' in handlers of
+`serve_ws`, the clients' in `open_ws_stream`. All are open at once, and idle; then all echo at
+once; then one side closes all of them at once. It tells how much memory a pair takes (of this
+process; not the kernel's buffers), how long a round trip takes without and with all the others,
+whether everything ended cleanly, and what was left. Round trips are in processor time of this
+process, which does the work of both ends, so that other work on the machine does not count.
+It reads ``/proc``, so this works on Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from trio_wsstream import StreamClosed, StreamConfig, WsByteStream, open_ws_stream, serve_ws
+
+HOST: Final = "127.0.0.1"
+SIDES: Final = ("client", "server")
+CLEAN: Final = StreamClosed(1000, "", True, None)
+CONFIG: Final = StreamConfig(close_timeout=600)  # so many closes at once take a while
+OPENING: Final = 100  # clients at a time, as `WsListener` drops the oldest of 129 handshakes
+ECHO_SIZE: Final = 1000  # bytes
+ROUND_TRIPS: Final = 2000
+_OTHER_FILES: Final = 100  # that this process may have open
+
+
+@dataclass
+class Findings:
+    """Numbers of pairs and ends, bytes, and seconds."""
+
+    pairs: int
+    opening: float = 0
+    memory: float = 0  # for each pair
+    alone: float = 0  # a round trip, with no other pair
+    among_all: float = 0  # and with all the others open, and idle
+    echoed: int = 0  # pairs
+    echoing: float = 0
+    clean: int = 0  # ends that had a clean end
+    told: int = 0  # ends whose subscriber saw just that, and then the end of its channel
+    closing: float = 0
+    tasks_left: int = 0
+    files_left: int = 0
+    streams_left: int = 0
+
+
+async def measure(pairs: int, closing_side: str, round_trips: int = ROUND_TRIPS) -> Findings:
+    """Open ``pairs``, echo, and have ``closing_side`` close all of them."""
+    found = Findings(pairs)
+    streams_before = _count_streams()
+    await _Many(found).run(closing_side, round_trips)
+    found.streams_left = _count_streams() - streams_before
+    return found
+
+
+class _Many:
+    def __init__(self, found: Findings) -> None:
+        self.found = found
+        self.clients: list[WsByteStream] = []
+        self.servers: list[WsByteStream] = []
+        self._may_leave = trio.Event()
+        self._may_open = trio.CapacityLimiter(OPENING)
+
+    async def run(self, closing_side: str, round_trips: int) -> None:
+        found = self.found
+        async with trio.open_nursery() as accepting:
+            async with trio.open_nursery() as handlers, trio.open_nursery() as clients:
+                serve = partial(
+                    serve_ws, self._serve, HOST, 0, config=CONFIG, handler_nursery=handlers
+                )
+                listener: Any = (await accepting.start(serve))[0]
+                port = listener.transport_listener.socket.getsockname()[1]
+                connect = partial(clients.start, self._connect, f"ws://{HOST}:{port}/")
+                tasks, files = _count_tasks(), _count_files()
+
+                await connect()
+                await self._time_round_trip(round_trips)  # so that all is loaded and warm
+                found.alone = await self._time_round_trip(round_trips)
+                memory = _resident()
+                found.opening = await _time([connect] * (found.pairs - 1))
+                found.memory = (_resident() - memory) / max(1, found.pairs - 1)
+                found.among_all = await self._time_round_trip(round_trips)
+                found.echoing = await _time(
+                    [partial(self._echo, client, i) for i, client in enumerate(self.clients)]
+                )
+                await self._close(closing_side)
+                self._may_leave.set()
+            found.tasks_left = _count_tasks() - tasks
+            found.files_left = _count_files() - files
+            accepting.cancel_scope.cancel()
+
+    async def _serve(self, stream: WsByteStream) -> None:
+        """The handler."""
+        self.servers.append(stream)
+        try:
+            async for data in stream:
+                await stream.send_all(data)
+        except trio.ClosedResourceError:
+            pass  # this side has closed
+
+    async def _connect(self, url: str, *, task_status: trio.TaskStatus[None]) -> None:
+        await self._may_open.acquire()
+        async with open_ws_stream(url, config=CONFIG) as stream:
+            self._may_open.release()
+            self.clients.append(stream)
+            task_status.started()
+            await self._may_leave.wait()
+
+    async def _time_round_trip(self, count: int) -> float:
+        client, times = self.clients[0], []
+        for _ in range(count):
+            start = time.process_time()
+            await client.send_all(b"a round trip of 32 bytes, always")
+            await client.receive_some()
+            times.append(time.process_time() - start)
+        return statistics.median(times)
+
+    async def _echo(self, client: WsByteStream, number: int) -> None:
+        data = number.to_bytes(4, "big") * (ECHO_SIZE // 4)
+        await client.send_all(data)
+        received = bytearray()
+        while len(received) < len(data):
+            received += await client.receive_some()
+        self.found.echoed += received == data
+
+    async def _close(self, side: str) -> None:
+        ends = self.clients + self.servers
+        channels = [end.subscribe(kinds=StreamClosed) for end in ends]
+        closing = self.clients if side == "client" else self.servers
+        self.found.closing = await _time([end.aclose for end in closing])
+        told = [[event async for event in channel] for channel in channels]
+        self.found.told = told.count([CLEAN])
+        self.found.clean = [end.closed for end in ends].count(CLEAN)
+
+
+async def _time(jobs: list[Callable[[], Awaitable[object]]]) -> float:
+    """How long they take, all at once."""
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(job)
+    return trio.current_time() - start
+
+
+def _count_streams() -> int:
+    gc.collect()
+    return sum(type(each) is WsByteStream for each in gc.get_objects())
+
+
+def _count_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+def _count_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has now."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def raise_file_limit() -> int:
+    """To the most that is allowed, and tell it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def main() -> None:
+    """Measure and tell. Exits with 1 if an end was not clean, or something was left."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.many")
+    parser.add_argument("--pairs", metavar="N", type=int, help="as many as there may be sockets")
+    parser.add_argument("--close", choices=SIDES, default="client", help="who closes all of them")
+    arguments = parser.parse_args()
+    limit = raise_file_limit()
+    pairs = arguments.pairs or (limit - _OTHER_FILES) // 2
+    found = trio.run(measure, pairs, arguments.close)
+    left = (found.tasks_left, found.files_left, found.streams_left)
+    print(f"{pairs:,} pairs in one process, which may have {limit:,} files open:")
+    print(f"  opened in {found.opening:.1f} s, at most {OPENING} at a time")
+    print(f"  memory for each pair: {found.memory / 1024:.1f} KiB")
+    print(f"  a round trip among all: {found.among_all / found.alone:.2f} times that of one alone,")
+    print(f"    {found.among_all * 1e6:.0f} us of {found.alone * 1e6:.0f} us")
+    print(
+        f"  echoed {ECHO_SIZE} bytes, all at once: {found.echoed:,} pairs, in {found.echoing:.1f} s"
+    )
+    print(f"  the {arguments.close}s closed all at once, in {found.closing:.1f} s: ", end="")
+    print(f"{found.clean:,} clean ends, {found.told:,} told to a subscriber")
+    print("  left: {} tasks, {} files, {} streams".format(*left))
+    if (found.echoed, found.clean, found.told, *left) != (pairs, 2 * pairs, 2 * pairs, 0, 0, 0):
+        sys.exit("Something was lost, or left.")
+
+
+if __name__ == "__main__":
+    main()
