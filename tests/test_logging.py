@@ -20,7 +20,7 @@ from trio_wsstream import (
     open_ws_stream,
 )
 
-from .pairs import BINARY, PING, TEXT, background, raw_pair, stream_pair
+from .pairs import BINARY, PING, PONG, TEXT, background, raw_pair, stream_pair
 
 SECRET = b"the password is: correct horse battery staple" * 2
 HIDDEN = "battery"  # it begins after what may be shown
@@ -36,11 +36,13 @@ async def exchange() -> None:
         assert await stream.receive_some() == SECRET
         await peer.send(TEXT, SECRET)
         await peer.send(PING, SECRET)
-        nursery.start_soon(stream.ping, SECRET)
         for _ in range(2):
             assert HIDDEN not in repr(await events.receive())
         await peer.receive()
-        await peer.receive()
+        async with trio.open_nursery() as pinging:
+            pinging.start_soon(stream.ping, SECRET)
+            await peer.receive()
+            await peer.send(PONG, SECRET)
         await stream.send_all(SECRET)
         await peer.receive()
         assert HIDDEN not in repr(stream)
