@@ -22,7 +22,7 @@ from trio_wsstream import StreamClosed, StreamConfig, WsByteStream, WsEvent, WsS
 from .faults import Fault, FaultyTransport, Kind
 from .pairs import TRANSPORTS, connection_pair
 
-PATTERN = bytes(range(251)) * 1000  # what is sent, from its beginning on
+PATTERN = bytes(range(251)) * 5000  # what is sent, from its beginning on
 AFTER_A_CUT = b"\xff"  # what is sent when something has not been sent whole
 
 
@@ -216,7 +216,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     # The rules
 
-    @rule(end=ENDS, size=st.sampled_from([1, 9, 10, 11, 50, 1000]))
+    @rule(end=ENDS, size=st.sampled_from([1, 9, 10, 11, 50, 1000, 20_000]))
     def send(self, end: int, size: int) -> None:
         if "send" not in self.ends[end].calls:
             self.start(self.ends[end], "send", self.ends[end].send, size)
