@@ -139,18 +139,26 @@ class Ends:
 
 
 @asynccontextmanager
-async def target_listener() -> AsyncGenerator[tuple[trio.SocketListener, str], None]:
+async def target_listener(
+    receive_buffer: int | None = None,
+) -> AsyncGenerator[tuple[trio.SocketListener, str], None]:
     """What a tunnel connects to, and its address."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    if receive_buffer is not None:
+        listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     async with listener:
         yield listener, f"127.0.0.1:{listener.socket.getsockname()[1]}"
 
 
 @asynccontextmanager
-async def tcp_through_tunnel() -> AsyncGenerator[Ends, None]:
-    """With a TCP client, through both halves."""
+async def tcp_through_tunnel(receive_buffer: int | None = None) -> AsyncGenerator[Ends, None]:
+    """With a TCP client, through both halves.
+
+    Args:
+      receive_buffer: of the target's kernel, in bytes.
+    """
     async with (
-        target_listener() as (listener, address),
+        target_listener(receive_buffer) as (listener, address),
         tunnel("serve", "0", address) as serving,
         tunnel("listen", "0", f"ws://127.0.0.1:{await port_of(serving)}/") as listening,
         await trio.open_tcp_stream("127.0.0.1", await port_of(listening)) as client,
@@ -206,6 +214,16 @@ async def test_bytes_and_half_closes_pass_both_ways(first: str) -> None:
             await half.says(f"#1: incoming ended after {len(DATA)} bytes")
             await half.says(f"#1: outgoing ended after {len(DATA)} bytes")
             await half.says("#1: closed")
+
+
+async def test_what_is_on_its_way_at_the_end_still_arrives() -> None:
+    """A closed connection is reset only if it did not end well."""
+    async with tcp_through_tunnel(receive_buffer=4096) as ends:
+        await ends.client.send_all(DATA[:10_000])
+        await ends.client.send_eof()
+        await ends.target.send_eof()
+        await ends.serving.says("#1: closed")
+        assert await receive_all(ends.target) == DATA[:10_000]
 
 
 async def test_connections_do_not_disturb_each_other() -> None:
