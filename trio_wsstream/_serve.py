@@ -187,7 +187,11 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     async def _judge(
         self, request: WebSocketRequest
     ) -> tuple[str | None, list[tuple[bytes, bytes]]]:
-        if self._path is not None and _path_of(request) != self._path:
+        try:
+            path = _path_of(request)
+        except ValueError as error:
+            raise ConnectionRejected(400, (), None) from error
+        if self._path is not None and path != self._path:
             raise ConnectionRejected(404, (), b"There is no WebSocket here.\n")
         if self._allowed_origins is not None and not self._is_admitted(request):
             raise ConnectionRejected(403, (), b"This origin is not admitted.\n")
@@ -213,10 +217,16 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
 
 def _path_of(request: WebSocketRequest) -> str:
+    """Raises ValueError for a target that is no path and no URL (RFC 9112, 3.2)."""
     target = request.path
-    if not target.startswith("/"):  # an absolute URL is allowed, too (RFC 6455, 4.1)
-        target = urlsplit(target).path or "/"
-    return target.partition("?")[0]
+    if "#" in target:
+        raise ValueError(f"{target!r} has a fragment")
+    if target.startswith("/"):
+        return target.partition("?")[0]
+    url = urlsplit(target)  # is allowed, too (RFC 6455, 4.2.1)
+    if url.scheme not in ("http", "https", "ws", "wss") or not url.hostname:
+        raise ValueError(f"{target!r} is no URL of a WebSocket")
+    return url.path or "/"
 
 
 async def _linger(transport: trio.abc.Stream) -> None:

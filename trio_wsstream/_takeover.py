@@ -58,6 +58,8 @@ from ._protocol import Close
 
 _logger = logging.getLogger(__name__)
 
+_MAX_BODY: Final = 65536  # bytes, of a response that refuses
+
 _TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream")
 
 
@@ -117,9 +119,11 @@ async def connect(
     """A client's opening handshake (RFC 6455, 4.1) over ``transport``.
 
     As trio-websocket's ``wrap_client_stream``, which waits for ever if the server hangs up in
-    the handshake. It starts no task: afterwards nobody reads from the transport.
+    the handshake, and keeps all of an endless refusal. It starts no task: afterwards nobody reads
+    from the transport.
 
     Raises:
+      trio_websocket.ConnectionRejected: the server refused; with the first 64 KiB of the body.
       trio_websocket.HandshakeError: if the handshake failed. The transport is the caller's.
     """
     connection = WebSocketConnection(
@@ -134,19 +138,43 @@ async def connect(
     assert connection._initial_request is not None
     try:
         await transport.send_all(connection._wsproto.send(connection._initial_request))
-        while not connection._open_handshake.is_set():
-            event = await _receive_event(connection)
-            if isinstance(event, AcceptConnection):
-                await connection._handle_accept_connection_event(event)
-            elif isinstance(event, RejectConnection):
-                await connection._handle_reject_connection_event(event)
-            elif isinstance(event, RejectData):
-                await connection._handle_reject_data_event(event)
+        event = await _receive_response(connection)
+        if isinstance(event, RejectConnection):
+            body = await _receive_body(connection)
+            raise ConnectionRejected(event.status_code, tuple(event.headers), body)
+        await connection._handle_accept_connection_event(event)
     except HandshakeError:
         raise
     except Exception as error:
         raise HandshakeError(f"the opening handshake failed: {error!r}") from error
     return connection
+
+
+async def _receive_response(connection: WebSocketConnection) -> AcceptConnection | RejectConnection:
+    while True:
+        event = await _receive_event(connection)
+        assert isinstance(event, AcceptConnection | RejectConnection)
+        if isinstance(event, AcceptConnection) or event.status_code >= 200:
+            break
+        handshake = connection._wsproto.handshake  # an interim response (RFC 9110, 15.2)
+        if handshake.state is ConnectionState.CLOSED:
+            handshake._state = ConnectionState.CONNECTING
+    if isinstance(event, AcceptConnection) and _http_version(connection) == b"1.0":
+        raise HandshakeError("the server speaks HTTP/1.0, which has no upgrade")
+    return event
+
+
+async def _receive_body(connection: WebSocketConnection) -> bytes:
+    """What comes of the body of a refusal, and no more than `_MAX_BODY`."""
+    body = b""
+    with contextlib.suppress(HandshakeError, RemoteProtocolError, trio.BrokenResourceError):
+        is_finished = False
+        while not is_finished and len(body) < _MAX_BODY:
+            event = await _receive_event(connection)
+            assert isinstance(event, RejectData)
+            body += event.data
+            is_finished = event.body_finished
+    return body[:_MAX_BODY]
 
 
 Judge = Callable[[WebSocketRequest], Awaitable[tuple[str | None, list[tuple[bytes, bytes]]]]]
@@ -198,6 +226,12 @@ async def _receive_event(connection: WebSocketConnection) -> wsproto.events.Even
         connection._wsproto.receive_data(bytes(data))
 
 
+def _http_version(connection: WebSocketConnection) -> bytes | None:
+    """The peer's."""
+    version: bytes | None = connection._wsproto.handshake._h11_connection.their_http_version
+    return version
+
+
 async def _receive_request(connection: WebSocketConnection) -> WebSocketRequest:
     """Raises ConnectionRejected for what is no proper request (RFC 6455, 4.2.1)."""
     try:
@@ -225,7 +259,7 @@ async def _receive_request(connection: WebSocketConnection) -> WebSocketRequest:
         len(key) != 16
         or names.count(b"sec-websocket-key") > 1
         or names.count(b"sec-websocket-version") > 1
-        or connection._wsproto.handshake._h11_connection.their_http_version == b"1.0"
+        or _http_version(connection) == b"1.0"
         # A body would be taken for frames, or frames for a body, by a proxy before us.
         or b"transfer-encoding" in names
         or values.get(b"content-length", b"0") != b"0"
