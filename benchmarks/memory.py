@@ -221,7 +221,7 @@ def measure_message(makers: Iterable[Maker], size: int, way: str) -> Result:
     result = Result(f"message-{way}", title, "MiB", TCP)
     for maker in makers:
         # Where it is little, what the allocator happens to do is much of it.
-        runs = 3 if maker.name in (TCP, OURS) else 1
+        runs = 5 if maker.name in (TCP, OURS) else 1
         peaks = [_run("message", maker.name, size, way)["memory"] for _ in range(runs)]
         result.samples[maker.name] = [statistics.median(peaks)]
     return result

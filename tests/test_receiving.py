@@ -344,6 +344,11 @@ async def test_two_frames_are_read_at_once_while_that_brings_more_than_one(
         for _ in range(17):
             await read(single, one)
         await read(double, one)
+        # And what belongs to one long frame, without room for the headers of others.
+        rest, payload = frame(BINARY, bytes(2**20), masked=False), min(131072, receive_buffer_size)
+        for size in (single, single, payload, payload, payload):
+            await read(size, rest[:size])
+            rest = rest[size:]
 
 
 @pytest.mark.parametrize("max_bytes", [None, 1, 4, 5, 6])

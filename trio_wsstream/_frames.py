@@ -130,6 +130,9 @@ class Decoder:
 
     Args:
       client (bool): whether this side is the client, whose peer must not mask (5.1).
+
+    Attributes:
+      left (int): bytes of the current data frame's payload that are still to come.
     """
 
     __slots__ = (
@@ -137,11 +140,11 @@ class Decoder:
         "_failure",
         "_key",
         "_kind",
-        "_left",
         "_legal",
         "_mask",
         "_position",
         "_utf8",
+        "left",
     )
 
     def __init__(self, *, client: bool) -> None:
@@ -150,7 +153,7 @@ class Decoder:
         self._position = 0
         self._legal = _LEGAL_OUTSIDE
         self._kind = BINARY  # of the message that the last data frame belongs to
-        self._left = 0  # bytes of the current data frame's payload that are still to come
+        self.left = 0
         self._key = b""  # the current data frame's masking key, as its next byte needs it
         self._utf8: codecs.IncrementalDecoder | None = None  # made with the first text message
         self._failure: ProtocolViolation | None = None  # to be raised next time
@@ -158,7 +161,7 @@ class Decoder:
     @property
     def is_inside_message(self) -> bool:
         """Whether a message has begun whose last byte has not been decoded."""
-        return self._legal is _LEGAL_INSIDE or self._left > 0
+        return self._legal is _LEGAL_INSIDE or self.left > 0
 
     def decode_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
         """The payload of ``data`` if it is one unfragmented binary message, no more and no less,
@@ -206,7 +209,7 @@ class Decoder:
         end = len(data)
         if self._failure:
             raise self._failure
-        if self._left and position < end:
+        if self.left and position < end:
             piece = self._take_piece()
             if self._kind == TEXT:
                 return self._text(piece)
@@ -262,7 +265,7 @@ class Decoder:
                     payload.append(whole)
                 position = stop
                 continue
-            self._left = length
+            self.left = length
             self._position = position = start
             if mask:
                 self._key = data[start - 4 : start]
@@ -280,13 +283,13 @@ class Decoder:
     def _take_piece(self) -> bytes:
         """What there is of the current data frame's payload."""
         start = self._position
-        stop = min(len(self._data), start + self._left)
+        stop = min(len(self._data), start + self.left)
         piece = self._data[start:stop]  # no copy, if it is all
         if self._mask:
             piece = apply_mask(piece, self._key)
             turn = len(piece) & 3
             self._key = self._key[turn:] + self._key[:turn]
-        self._left -= len(piece)
+        self.left -= len(piece)
         self._position = stop
         return piece
 
@@ -296,7 +299,7 @@ class Decoder:
         wrong = self._find_wrong_byte(piece, ends_message)
         if wrong is not None:
             self._failure = ProtocolViolation(1007, "a text message that is not UTF-8")
-            self._data, self._position, self._left = b"", 0, 0
+            self._data, self._position, self.left = b"", 0, 0
             return Frame(TEXT, piece[:wrong], False)
         return Frame(TEXT, piece, ends_message)
 

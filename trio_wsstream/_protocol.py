@@ -235,6 +235,11 @@ class Protocol:
         if not self.ended:
             self._decoder.feed(data)
 
+    @property
+    def frame_left(self) -> int:
+        """Bytes of the current data frame's payload that are still to come."""
+        return self._decoder.left
+
     def receive_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
         """The payload of what came from the peer if it is one binary message, no more and no
         less: then there is nothing to decode. Else None, and it is for `receive_data`.

@@ -347,7 +347,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _adapt_read_size(self, got: int) -> None:
         """Callers read two frames at once as long as that brings more than one."""
         one_frame = READ_SIZE + MAX_HEADER
-        if got > one_frame:
+        if self._protocol.frame_left > 4 * READ_SIZE:
+            # No room for headers, as none will come: so reads stay aligned with the peer's writes.
+            # If not, they leave remainders of all sizes, which malloc keeps and does not join.
+            self._caller_read_size = min(2 * READ_SIZE, self.config.receive_buffer_size)
+        elif got > one_frame:
             self._patience = 0
         elif self._caller_read_size > one_frame:
             self._caller_read_size = self._read_size(0)
