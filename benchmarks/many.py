@@ -31,7 +31,8 @@ from trio_wsstream import StreamClosed, StreamConfig, WsByteStream, open_ws_stre
 HOST: Final = "127.0.0.1"
 SIDES: Final = ("client", "server")
 CLEAN: Final = StreamClosed(1000, "", True, None)
-CONFIG: Final = StreamConfig(close_timeout=600)  # so many closes at once take a while
+PATIENCE: Final = 600  # seconds: so many opens or closes at once may take a while
+CONFIG: Final = StreamConfig(close_timeout=PATIENCE)
 OPENING: Final = 100  # clients at a time, as `WsListener` drops the oldest of 129 handshakes
 ECHO_SIZE: Final = 1000  # bytes
 ROUND_TRIPS: Final = 2000
@@ -79,7 +80,13 @@ class _Many:
         async with trio.open_nursery() as accepting:
             async with trio.open_nursery() as handlers, trio.open_nursery() as clients:
                 serve = partial(
-                    serve_ws, self._serve, HOST, 0, config=CONFIG, handler_nursery=handlers
+                    serve_ws,
+                    self._serve,
+                    HOST,
+                    0,
+                    connect_timeout=PATIENCE,
+                    config=CONFIG,
+                    handler_nursery=handlers,
                 )
                 listener: Any = (await accepting.start(serve))[0]
                 port = listener.transport_listener.socket.getsockname()[1]
@@ -113,7 +120,7 @@ class _Many:
 
     async def _connect(self, url: str, *, task_status: trio.TaskStatus[None]) -> None:
         await self._may_open.acquire()
-        async with open_ws_stream(url, config=CONFIG) as stream:
+        async with open_ws_stream(url, connect_timeout=PATIENCE, config=CONFIG) as stream:
             self._may_open.release()
             self.clients.append(stream)
             task_status.started()
