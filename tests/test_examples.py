@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -482,6 +482,15 @@ async def test_what_cannot_be_served_is_told() -> None:
         assert "Traceback" not in taken.stderr + wrong.stderr
 
 
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """By programs that a test starts, as in a terminal; shells have background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 async def test_ctrl_c_ends_it_and_resets_what_is_open() -> None:
     async with tcp_through_tunnel() as ends:
         ends.serving.process.send_signal(signal.SIGINT)
