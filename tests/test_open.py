@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -160,6 +162,36 @@ async def test_a_certificate_that_is_not_trusted_is_a_handshake_error() -> None:
 async def test_what_is_no_websocket_url_is_a_value_error(url: str) -> None:
     with pytest.raises(ValueError, match=url):
         async with open_ws_stream(url):
+            raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("ws://host", ("host", 80)),
+        ("wss://host/", ("host", 443)),
+        ("ws://host:8000/path", ("host", 8000)),
+        ("ws://host:0/", ("host", 0)),
+        ("wss://[::1]:8443/", ("::1", 8443)),
+    ],
+)
+async def test_tcp_goes_to_the_host_and_port_of_the_url(
+    url: str, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_tcp_stream(*to: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError(f"no way to {to}")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+    with pytest.raises(trio_websocket.HandshakeError, match=re.escape(f"no way to {address}")):
+        async with open_ws_stream(url):
+            raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("subprotocols", ["mqtt", b"mqtt"])
+async def test_subprotocols_are_several(subprotocols: Any) -> None:
+    with pytest.raises(TypeError, match=r"subprotocols must be several, not b?'mqtt'"):
+        async with open_ws_stream("ws://localhost", subprotocols=subprotocols):
             raise AssertionError("it was opened")
 
 

@@ -749,3 +749,16 @@ async def test_a_transport_is_closed_if_the_connection_fails(
     await receive_all(theirs)
     with pytest.raises(trio.BrokenResourceError):
         await theirs.send_all(b"x")
+
+
+async def test_a_transport_is_closed_if_the_config_is_none() -> None:
+    async def wait(stream: WsByteStream) -> None:
+        await trio.sleep_forever()
+
+    async with memory_server(wait) as listener:
+        transport = await listener.connect()
+        with pytest.raises(TypeError, match="config must be a StreamConfig, not 5"):
+            async with open_ws_stream("ws://localhost", transport=transport, config=5):  # type: ignore[arg-type]
+                raise AssertionError("it was opened")
+        with pytest.raises(trio.ClosedResourceError):
+            await transport.receive_some()

@@ -82,9 +82,11 @@ async def open_ws_stream(
     Raises:
       trio_websocket.HandshakeError: the connection could not be opened. `ConnectionRejected`
           and `ConnectionTimeout` are kinds of it.
-      ValueError: ``url`` is no WebSocket URL.
+      ValueError, TypeError: ``url`` is no WebSocket URL, or another argument is none of these.
     """
     parsed = _parse_url(url)
+    if isinstance(subprotocols, str | bytes):
+        raise TypeError(f"subprotocols must be several, not {subprotocols!r}")
     _logger.debug("connecting to %s", parsed.authority)  # the rest may hold secrets
     async with open_nursery() as nursery:
         try:
@@ -101,12 +103,13 @@ async def open_ws_stream(
                         list(subprotocols),
                         list(extra_headers),
                     )
+                    stream = WsByteStream(connection, nursery, config)
                 except BaseException:
                     await trio.aclose_forcefully(transport)
                     raise
         except trio.TooSlowError:
             raise ConnectionTimeout(f"{url} took more than {connect_timeout} seconds") from None
-        async with WsByteStream(connection, nursery, config) as stream:
+        async with stream:
             yield stream
 
 
@@ -129,7 +132,7 @@ def _parse_url(url: str) -> _Url:
         raise ValueError(f"url must have neither a fragment nor a user: {url!r}")
     is_secure = parts.scheme == "wss"
     resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    port = parts.port or (443 if is_secure else 80)
+    port = parts.port if parts.port is not None else 443 if is_secure else 80
     return _Url(is_secure, parts.hostname, port, parts.netloc, resource)
 
 
