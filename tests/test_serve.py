@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -236,6 +237,26 @@ async def test_a_second_accept_is_busy_and_a_cancelled_one_loses_nobody() -> Non
         assert len({await listener.accept() for _ in transports}) == 3
 
 
+async def test_of_two_accepts_that_begin_at_once_one_is_busy_and_one_gets_the_client() -> None:
+    transport_listener = MemoryListener()
+    async with background() as nursery:
+        listener = WsListener(transport_listener, nursery)
+        results: list[WsByteStream | trio.BusyResourceError] = []
+
+        async def accept() -> None:
+            try:
+                results.append(await listener.accept())
+            except trio.BusyResourceError as error:
+                results.append(error)
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(accept)
+                accepting.start_soon(accept)
+                await open_over(nursery, await transport_listener.connect())
+        assert {type(result) for result in results} == {trio.BusyResourceError, WsByteStream}
+
+
 async def test_errors_of_the_transports_accept_come_out_of_accept() -> None:
     transport_listener = MemoryListener()
     async with background() as nursery:
@@ -272,6 +293,55 @@ async def test_aclose_closes_the_listener_and_drops_all_that_was_not_accepted() 
         peer = RawPeer(accepted, masked=True)  # is still there
         await peer.send(PING, b"?")
         assert await peer.receive() == (PONG, b"?")
+
+
+class SlowListener(MemoryListener):
+    """What it and its transports have done is done, and then others have their turn, as with
+    sockets; only longer.
+    """
+
+    async def accept(self) -> trio.abc.Stream:
+        transport: Any = await super().accept()
+        send = transport.send_stream.send_all_hook
+
+        async def send_and_wait() -> None:
+            await send()
+            await self.wait()
+
+        transport.send_stream.send_all_hook = send_and_wait
+        await self.wait()
+        return transport
+
+    async def wait(self) -> None:
+        for _ in range(3):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+@pytest.mark.parametrize("steps", range(20))
+async def test_aclose_in_the_middle_of_any_step_leaves_nobody_behind(steps: int) -> None:
+    transport_listener = SlowListener()
+    accepted = []
+    async with background() as nursery:
+        listener = WsListener(transport_listener, nursery, connect_timeout=math.inf)
+
+        async def accept() -> None:
+            with contextlib.suppress(trio.ClosedResourceError):
+                accepted.append(await listener.accept())
+
+        async def connect() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                transport = await transport_listener.connect()
+                await transport.send_all(CLIENT_HANDSHAKE)
+
+        async with trio.open_nursery() as running:
+            running.start_soon(accept)
+            await wait_all_tasks_blocked()
+            running.start_soon(connect)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            await listener.aclose()
+        await wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == len(accepted)  # each stream has one task
 
 
 async def test_aclose_wakes_a_blocked_accept() -> None:

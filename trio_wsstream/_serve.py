@@ -109,7 +109,9 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self._hook = accept
         self._pending: dict[trio.CancelScope, None] = {}  # oldest first
         self._opened: collections.deque[WsByteStream] = collections.deque()
-        self._accepting: trio.CancelScope | None = None
+        self._is_closed = False
+        self._is_accepting = False
+        self._accepting = trio.CancelScope()  # of the transport listener's accept
 
     async def accept(self) -> WsByteStream:
         """Wait for a client that has finished its opening handshake.
@@ -121,33 +123,36 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
         Cancelled, it loses no client.
         """
-        if self._accepting is not None:
+        if self._is_accepting:
             raise trio.BusyResourceError("another task is accepting on this listener")
-        await trio.lowlevel.checkpoint()
-        while not self._opened:
-            with trio.CancelScope() as self._accepting:
-                try:
+        self._is_accepting = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while not self._opened:
+                with trio.CancelScope() as self._accepting:
                     self._begin(await self.transport_listener.accept())
-                finally:
-                    self._accepting = None
-        return self._opened.popleft()
+            return self._opened.popleft()
+        finally:
+            self._is_accepting = False
 
     async def aclose(self) -> None:
         """Close ``transport_listener``, and drop every client that `accept` has not returned."""
+        self._is_closed = True
         for scope in self._pending:
             scope.cancel()
         try:
             await self.transport_listener.aclose()
         finally:
             with trio.CancelScope(shield=True):  # that does not wait
-                for stream in self._opened:
-                    await trio.aclose_forcefully(stream)
-            self._opened.clear()
+                while self._opened:
+                    await trio.aclose_forcefully(self._opened.popleft())
 
     def _begin(self, transport: trio.abc.Stream) -> None:
         scope = trio.CancelScope(deadline=trio.current_time() + self._connect_timeout)
         self._nursery.start_soon(self._open, transport, scope)
         self._pending[scope] = None
+        if self._is_closed:  # while this one was accepted
+            scope.cancel()
         if len(self._pending) > self._max_pending:
             oldest = next(iter(self._pending))
             oldest.cancel()
@@ -170,8 +175,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             _logger.exception("an opening handshake failed")
         if stream is not None:
             self._opened.append(stream)
-            if self._accepting is not None:
-                self._accepting.cancel()
+            self._accepting.cancel()
 
     async def _shake_hands(self, transport: trio.abc.Stream) -> WsByteStream | None:
         try:
@@ -180,6 +184,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             _logger.debug("refused a client with %d", rejection.status_code)
             await _linger(transport)
             return None
+        await trio.lowlevel.checkpoint_if_cancelled()  # meanwhile, and nobody would take it
         stream = WsByteStream(connection, self._nursery, self._config)
         stream.handshake_headers = tuple(request.headers)
         return stream
