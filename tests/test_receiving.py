@@ -184,19 +184,20 @@ async def test_the_task_leaves_reading_to_a_caller_who_comes_often(
     """It wakes up at the end of a grace period at the most, and then only to sleep again."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
-        readers = set()
-        original = stream._receive
+        readers = []
+        original = stream._wire.receive_some
 
         async def spy(size: int) -> bytes | bytearray:
-            readers.add(trio.lowlevel.current_task())
+            readers.append(trio.lowlevel.current_task())
             return await original(size)
 
-        stream._receive = spy
+        stream._wire.receive_some = spy  # type: ignore[method-assign]
         for _ in range(100):
             await peer.send(BINARY, b"x")
             await stream.receive_some()
             await trio.sleep(_stream.GRACE_PERIOD / 2)
-        assert readers == {trio.lowlevel.current_task()}
+        assert len(readers) >= 99  # the takeover may have had the first
+        assert set(readers) == {trio.lowlevel.current_task()}
 
 
 async def test_the_task_takes_over_after_the_grace_period_and_stands_back_again(
