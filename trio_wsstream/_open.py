@@ -130,9 +130,11 @@ def _parse_url(url: str) -> _Url:
         raise ValueError(f"url must have a host: {url!r}")
     if parts.fragment or "@" in parts.netloc:
         raise ValueError(f"url must have neither a fragment nor a user: {url!r}")
+    if parts.port == 0:
+        raise ValueError(f"url must not have port 0: {url!r}")
     is_secure = parts.scheme == "wss"
     resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    port = parts.port if parts.port is not None else 443 if is_secure else 80
+    port = parts.port or (443 if is_secure else 80)
     return _Url(is_secure, parts.hostname, port, parts.netloc, resource)
 
 
