@@ -1,4 +1,7 @@
-"""``nox`` runs all that CI runs; ``nox -s tests`` the tests, on every Python that is installed."""
+"""``nox`` runs the tests on every Python that is installed, lint, types and the examples.
+
+``nox -l`` lists the other sessions.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ NO_TIMEOUT = ["-o", "faulthandler_timeout=0"]  # for sessions whose single tests
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
-    """The test suite, with its peers."""
+    """The test suite, with those of the peers that are there."""
     session.install(".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
 
@@ -135,8 +138,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def guard(session: nox.Session) -> None:
-    """Each trio-websocket and wsproto that is supported is taken over, or refused; and the tests
-    pass with the lowest version of every dependency."""
+    """Each supported trio-websocket and wsproto; and the tests with the lowest of everything."""
     session.install(".[test]")
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     supported = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
