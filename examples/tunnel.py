@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """TCP over WebSocket: both halves of a tunnel, and one that uses stdin and stdout.
 
-  tunnel.py serve 8000 127.0.0.1:5432          where the database is
-  tunnel.py listen 5432 ws://gateway:8000/     where its clients are
+  tunnel.py serve --bind 0.0.0.0 8000 127.0.0.1:5432     where the database is, on "gateway"
+  tunnel.py listen 5432 ws://gateway:8000/               where its clients are
   ssh -o ProxyCommand='tunnel.py -q connect ws://%h:8001/' gateway
+
+Without --bind only programs on this machine can connect. "serve" lets everybody through who can:
+if that is too many, put a web server in front of it that asks who they are; --header answers it.
 
 Half-closes pass through in both directions. An error on one side resets the other, so that nobody
 takes a truncated stream for a complete one: a TCP peer sees a reset, also when this process is
@@ -237,7 +240,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     port = argparse.ArgumentParser(add_help=False)
     port.add_argument("port", type=port_number, metavar="PORT", help="to listen on; 0: any")
-    port.add_argument("--bind", metavar="HOST", default="127.0.0.1", help="(default: %(default)s)")
+    port.add_argument(
+        "--bind",
+        metavar="HOST",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s)",
+    )
 
     for run, parents in ((listen, [port, client]), (connect, [client]), (serve, [port])):
         command = commands.add_parser(

@@ -439,6 +439,17 @@ async def test_connect_keeps_alive_and_ends_when_the_server_does() -> None:
             await nursery.start(partial(trio.run_process, command, stdin=subprocess.PIPE))
 
 
+def test_the_command_lines_in_the_help_are_right() -> None:
+    example = load("tunnel")
+    commands = re.findall(r"tunnel\.py (.*?)(?:  +|'|$)", example.__doc__ or "", re.MULTILINE)
+    serving, listening, connecting = [example.parse(command.split()) for command in commands]
+    assert (serving.run, serving.bind, serving.port) == (example.serve, "0.0.0.0", 8000)
+    assert serving.target == ("127.0.0.1", 5432)
+    assert (listening.run, listening.bind, listening.port) == (example.listen, "127.0.0.1", 5432)
+    assert listening.url == f"ws://gateway:{serving.port}/"
+    assert (connecting.run, connecting.quiet) == (example.connect, True)
+
+
 def test_keepalive_can_be_switched_off() -> None:
     parse = load("tunnel").parse
     off = parse(["--ping-interval", "0", "connect", "ws://localhost"])
