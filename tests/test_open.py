@@ -26,7 +26,7 @@ from trio_wsstream import (
     wrap_websocket,
 )
 
-from .pairs import CLIENT_TLS, SERVER_TLS, SHORT, background, connection_pair
+from .pairs import CLIENT_TLS, SERVER_TLS, SHORT, background, connection_pair, raw_pair
 
 
 @asynccontextmanager
@@ -98,6 +98,14 @@ async def test_addresses_are_a_repr_where_the_transport_has_none() -> None:
             assert "MemorySendStream" in str(stream.local)
             assert stream.local == stream.remote
         await server.aclose()
+
+
+async def test_a_server_of_trio_websocket_keeps_no_headers() -> None:
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery)  # whose request has some
+        assert stream.handshake_headers == ()
+        assert stream.path == "/"
+        assert stream.subprotocol is None
 
 
 async def test_a_refused_tcp_connection_is_a_handshake_error() -> None:

@@ -65,6 +65,16 @@ async def test_max_bytes_must_be_positive(max_bytes: int) -> None:
             await stream.receive_some(max_bytes)
 
 
+@pytest.mark.parametrize("max_bytes", ["1", 1.0, b"1"])
+async def test_max_bytes_must_be_an_integer(max_bytes: Any) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        with pytest.raises(TypeError):
+            await stream.receive_some(max_bytes)
+        await peer.send(BINARY, b"not lost")
+        assert await stream.receive_some() == b"not lost"
+
+
 async def test_a_second_receive_some_is_busy_and_does_not_disturb_the_first() -> None:
     async with background() as nursery, trio.open_nursery() as receiving:
         stream, peer = await raw_pair(nursery)

@@ -23,6 +23,7 @@ from trio_websocket import ConnectionRejected, ConnectionTimeout, HandshakeError
 from trio_wsstream import (
     ConnectionLost,
     StreamClosed,
+    StreamConfig,
     WsByteStream,
     WsListener,
     open_ws_stream,
@@ -33,12 +34,14 @@ from .pairs import (
     BINARY,
     CLIENT_HANDSHAKE,
     CLIENT_TLS,
+    CLOSE,
     PING,
     PONG,
     SERVER_TLS,
     SHORT,
     RawPeer,
     background,
+    close_payload,
     frame,
     receive_head,
 )
@@ -379,8 +382,8 @@ async def test_a_wrong_option_is_refused_where_it_is_given(
     async with background() as nursery:
         with pytest.raises((ValueError, TypeError), match=message):
             WsListener(MemoryListener(), nursery, **options)
-        with pytest.raises((ValueError, TypeError), match=message):  # and no socket is left
-            await serve_ws(echo, "127.0.0.1", 0, **options)
+        with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(5):
+            await serve_ws(echo, "127.0.0.1", 0, **options)  # and no socket is left
 
 
 # Clients that are none
@@ -532,6 +535,33 @@ async def test_a_refused_client_that_does_not_hang_up_is_dropped(
                 await transport.send_all(b"more")
                 await trio.sleep(0.1)
         assert trio.current_time() < 3
+
+
+async def test_a_client_that_is_silent_in_tls_is_dropped_in_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    transport_listener = MemoryListener()
+    async with background() as nursery:
+        tls = trio.SSLListener(transport_listener, SERVER_TLS)
+        listener = WsListener(tls, nursery, connect_timeout=3)
+        nursery.start_soon(listener.accept)
+        silent = await transport_listener.connect()
+        with trio.fail_after(4):
+            assert await silent.receive_some() == b""
+
+
+async def test_no_extension_is_agreed_on() -> None:
+    async with memory_server() as listener:
+        transport = await listener.connect()
+        await transport.send_all(request(b"Sec-WebSocket-Extensions: permessage-deflate"))
+        head = await receive_head(transport)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert b"extensions" not in head.lower()
+        peer = RawPeer(transport, masked=True)
+        await peer.send(BINARY, b"plain")
+        assert await peer.receive() == (BINARY, b"plain")
+        await peer.send(CLOSE, close_payload(1000))
+        assert await peer.receive() == (CLOSE, close_payload(1000))
 
 
 async def test_silent_and_slow_clients_are_dropped_in_time_and_delay_nobody(
@@ -722,6 +752,63 @@ async def test_serve_ws_serves_and_closes_when_the_handler_returns(tls: bool) ->
             await stream.send_all(b"hello")
             assert await receive_all(stream) == b"hello"
         assert stream.closed == StreamClosed(1000, "", True, None)
+
+
+async def test_serve_ws_has_the_options_of_the_listener() -> None:
+    configs: list[StreamConfig] = []
+
+    async def handler(stream: WsByteStream) -> None:
+        configs.append(stream.config)
+
+    async def hook(request: WebSocketRequest) -> list[tuple[bytes, bytes]]:
+        return [(b"X-Path", request.path.encode())]
+
+    serve = partial(
+        serve_ws,
+        handler,
+        "127.0.0.1",
+        0,
+        subprotocols=["a"],
+        allowed_origins=["http://good"],
+        path="/x",
+        config=SHORT,
+        accept=hook,
+    )
+    async with background() as nursery:
+        _, port = address_of((await nursery.start(serve))[0])
+        good = partial(open_ws_stream, subprotocols=["b", "a"])
+        for path, origin, status in [("/y", b"http://good", 404), ("/x", b"http://bad", 403)]:
+            with pytest.raises(ConnectionRejected) as caught:
+                url = f"ws://127.0.0.1:{port}{path}"
+                async with good(url, extra_headers=[(b"Origin", origin)]):
+                    raise AssertionError("it was admitted")
+            assert caught.value.status_code == status
+        url = f"ws://127.0.0.1:{port}/x?y"
+        async with good(url, extra_headers=[(b"Origin", b"http://good")]) as stream:
+            assert stream.subprotocol == "a"
+            assert (b"x-path", b"/x?y") in stream.handshake_headers
+            assert await stream.receive_some() == b""
+    assert configs == [SHORT]
+
+
+@pytest.mark.parametrize(
+    "option", [{"connect_timeout": 5}, {"connect_timeout": math.inf, "max_pending": 1}]
+)
+async def test_serve_ws_drops_silent_clients_as_the_listener_does(
+    option: dict[str, Any], autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport_listener = MemoryListener()
+
+    async def open_tcp_listeners(port: int, host: str) -> list[MemoryListener]:
+        await trio.lowlevel.checkpoint()
+        return [transport_listener]
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", open_tcp_listeners)
+    async with background() as nursery:
+        await nursery.start(partial(serve_ws, echo, "127.0.0.1", 0, **option))
+        silent, _ = [await transport_listener.connect() for _ in range(2)]
+        with trio.fail_after(6):
+            assert await silent.receive_some() == b""
 
 
 async def test_a_handler_that_raises_closes_with_1011_and_the_exception_goes_on() -> None:

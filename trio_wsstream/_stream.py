@@ -125,7 +125,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
       closed (StreamClosed or None): how the stream ended, once its transport is closed.
       subprotocol (str or None), path (str or None), handshake_headers (tuple): of the
           opening handshake (RFC 6455, 4): on a client the headers of the response; on a
-          server those of the request, if `WsListener` has made the stream, else none.
+          server those of the request, if `WsListener` has made the stream, else none. Those
+          that only the handshake itself needs may be left out.
       local, remote (trio_websocket.Endpoint or str): the transport's addresses; its `repr`
           where it has none (Unix sockets, memory).
 
