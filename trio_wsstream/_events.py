@@ -32,7 +32,10 @@ class WsEvent:
 
 @attrs.frozen
 class PingReceived(WsEvent):
-    """A Ping came (RFC 6455, 5.5.2); its Pong is on its way."""
+    """A Ping came (RFC 6455, 5.5.2).
+
+    Its Pong is on its way, unless a Close was, or 64 newer Pings wait for theirs (5.5.3).
+    """
 
     payload: bytes = attrs.field(repr=shown)
 
