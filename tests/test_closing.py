@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 import trio.testing
@@ -192,6 +194,22 @@ async def test_a_reader_is_told_the_end_at_the_latest_after_close_timeout(
         assert await stream.receive_some() == b""
         assert trio.current_time() - started == pytest.approx(10, abs=0.1)
         assert await all_events(stream.subscribe()) == [StreamClosed(1000, "", False, None)]
+
+
+async def test_a_reader_is_told_the_end_at_once_if_the_answer_cannot_go_out(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(fd: int, data: bytes) -> int:
+        raise BrokenPipeError
+
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "unix")
+        monkeypatch.setattr(os, "write", write)
+        started = trio.current_time()
+        await peer.send(CLOSE, close_payload(1000))
+        assert await stream.receive_some() == b""
+        assert trio.current_time() == started
+        monkeypatch.undo()
 
 
 async def test_a_send_under_way_finishes_its_frame_then_the_answer_goes_out() -> None:

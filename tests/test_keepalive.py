@@ -109,6 +109,18 @@ async def test_without_a_sign_of_life_after_a_ping_the_peer_is_given_up(
             await stream.send_all(b"x")
 
 
+async def test_a_reader_is_told_that_the_peer_is_given_up_when_the_transport_is_closed(
+    autojump_clock: MockClock,
+) -> None:
+    """So a handler that ends with that error cannot overtake the Close."""
+    async with background() as nursery:
+        stream, _ = await keepalive_pair(nursery, caller_reads=False, transport="lockstep")
+        await stream.subscribe(kinds=ErrorOccurred).receive()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert stream.closed is not None
+
+
 async def test_a_clogged_transport_is_dropped_without_a_close(autojump_clock: MockClock) -> None:
     async with background() as nursery, trio.open_nursery() as sending:
         stream, _ = await keepalive_pair(nursery, transport="lockstep")

@@ -188,6 +188,22 @@ async def test_a_ping_behind_more_unread_bytes_than_that_waits_too(
         assert await events.receive() == PingReceived(b"")
 
 
+async def test_a_read_ahead_is_no_longer_than_there_is_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, config=StreamConfig(receive_buffer_size=1000))
+        events = stream.subscribe()
+        await peer.send(BINARY, bytes(900))
+        await trio.sleep(1)
+        await peer.transport.send_all(peer.frame(BINARY, bytes(200)) + peer.frame(PING))
+        await trio.sleep(1)
+        with pytest.raises(trio.WouldBlock):
+            events.receive_nowait()
+        await stream.receive_some()
+        assert await events.receive() == PingReceived(b"")
+
+
 async def test_the_task_leaves_reading_to_a_caller_who_comes_often(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

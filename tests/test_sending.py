@@ -106,6 +106,20 @@ async def test_pings_and_pongs_take_their_turn_and_are_never_busy() -> None:
         assert await peer.receive() == (BINARY, data[:1000])
 
 
+async def test_a_turn_that_is_passed_on_is_not_taken_by_another() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        nursery.start_soon(stream.receive_some)
+        await peer.send(PING, b"has the turn")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(stream.send_all, b"is next")
+        await peer.send(PING, b"comes late")
+        await wait_all_tasks_blocked()
+        assert await peer.receive() == (PONG, b"has the turn")
+        assert await peer.receive() == (BINARY, b"is next")
+        assert await peer.receive() == (PONG, b"comes late")
+
+
 async def test_writes_of_several_tasks_never_interleave_within_a_frame() -> None:
     config = StreamConfig(max_message_size=100_000)
     async with background() as nursery:
