@@ -40,6 +40,7 @@ from .pairs import (
 )
 
 SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
+RESERVED = 3  # an opcode
 PLAIN_CODES = pytest.mark.parametrize("code", [1000, 1001, 1005])
 
 
@@ -480,6 +481,26 @@ async def test_a_client_waits_for_tcp_for_close_timeout_at_the_most(
         assert stream.closed == StreamClosed(1000, "", True, None)
 
 
+@pytest.mark.parametrize("is_failing", [True, False])
+@SIDES
+async def test_once_closing_has_begun_the_task_reads_at_once(
+    is_failing: bool, client: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, client=client)
+        started = trio.current_time()
+        if is_failing:
+            await peer.send(RESERVED)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        else:
+            nursery.start_soon(stream.aclose)
+        assert (await peer.receive())[0] == CLOSE
+        await peer.transport.aclose()
+        await all_events(stream.subscribe())
+        assert trio.current_time() == started
+
+
 async def test_tcp_is_closed_on_reaching_its_end() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "tcp", client=True)
@@ -814,7 +835,10 @@ async def test_leaving_the_stream_cancelled_drops_the_transport_at_once() -> Non
         assert stream.closed == StreamClosed(1006, "", False, None)
 
 
-async def test_a_cancelled_nursery_drops_the_transport_and_ends_every_call() -> None:
+@pytest.mark.parametrize("is_closing", [True, False])
+async def test_a_cancelled_nursery_drops_the_transport_and_ends_every_call(
+    is_closing: bool,
+) -> None:
     async with trio.open_nursery() as calling:
         async with trio.open_nursery() as stream_nursery:
             stream, _ = await raw_pair(stream_nursery, "lockstep")
@@ -827,10 +851,12 @@ async def test_a_cancelled_nursery_drops_the_transport_and_ends_every_call() -> 
             calling.start_soon(expect_closed, stream.receive_some)
             calling.start_soon(expect_closed, stream.send_all, b"x")
             calling.start_soon(expect_closed, stream.ping)
-            calling.start_soon(stream.aclose)
+            if is_closing:
+                calling.start_soon(stream.aclose)
             await wait_all_tasks_blocked()
             stream_nursery.cancel_scope.cancel()
         assert await all_events(events) == [StreamClosed(1006, "", False, None)]
+        await expect_closed(stream.receive_some)
         await stream.aclose()
 
 

@@ -121,6 +121,18 @@ async def test_a_reader_is_told_that_the_peer_is_given_up_when_the_transport_is_
         assert stream.closed is not None
 
 
+async def test_a_caller_who_comes_and_leaves_does_not_put_the_ping_off(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, caller_reads=False)
+        started = trio.current_time()
+        with trio.move_on_after(19.99):
+            await stream.receive_some()
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(20)
+
+
 async def test_a_clogged_transport_is_dropped_without_a_close(autojump_clock: MockClock) -> None:
     async with background() as nursery, trio.open_nursery() as sending:
         stream, _ = await keepalive_pair(nursery, transport="lockstep")

@@ -244,6 +244,19 @@ async def test_the_task_takes_over_after_the_grace_period_and_stands_back_again(
         assert events.receive_nowait() == PingReceived(b"")
 
 
+async def test_the_task_takes_over_a_grace_period_after_a_caller_has_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        with trio.move_on_after(1):
+            await stream.receive_some()
+        left_at = trio.current_time()
+        await peer.send(PING)
+        assert await peer.receive() == (PONG, b"")
+        assert trio.current_time() - left_at == pytest.approx(_stream.GRACE_PERIOD)
+
+
 async def test_an_idle_stream_does_not_poll(autojump_clock: trio.testing.MockClock) -> None:
     """With a caller in the transport and no keepalive, nothing at all is due."""
     async with background() as nursery:
