@@ -244,6 +244,23 @@ async def test_the_clock_stands_still_while_a_slow_subscriber_holds_reading_back
         assert trio.current_time() - started == pytest.approx(20, abs=0.2)
 
 
+async def test_a_frame_accepted_while_the_clock_stands_still_is_no_sign_of_life_to_come(
+    autojump_clock: MockClock,
+) -> None:
+    config = StreamConfig(ping_interval=20, ping_timeout=5, receive_buffer_size=10)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep", config)
+        await peer.send(BINARY, bytes(10))
+        nursery.start_soon(stream.send_all, b"takes its time")
+        await trio.sleep(25)
+        assert (await peer.receive())[0] == BINARY
+        await trio.sleep(5)
+        await stream.receive_some()
+        started = trio.current_time()
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(20, abs=0.2)
+
+
 async def test_keepalive_rests_once_the_peer_has_closed(autojump_clock: MockClock) -> None:
     async with background() as nursery:
         stream, peer = await keepalive_pair(nursery)
