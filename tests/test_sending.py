@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -148,6 +149,37 @@ async def test_wait_send_all_might_not_block_holds_the_turn() -> None:
         await peer.send(PING, b"waits")
         await wait_all_tasks_blocked()
         assert await peer.receive() == (PONG, b"waits")
+
+
+async def test_wait_send_all_might_not_block_waits_for_its_turn() -> None:
+    async with background() as nursery, trio.open_nursery() as waiting:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        nursery.start_soon(stream.receive_some)
+        await peer.send(PING, b"first")
+        await wait_all_tasks_blocked()
+        waiting.start_soon(stream.wait_send_all_might_not_block)
+        await wait_all_tasks_blocked()
+        assert await peer.receive() == (PONG, b"first")
+        nursery.start_soon(peer.receive)
+
+
+async def test_a_sender_whose_turn_comes_after_the_peers_close_sends_nothing() -> None:
+    async with background() as nursery, trio.open_nursery() as sending:
+        stream, peer = await raw_pair(nursery, "lockstep")
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(b"x")
+
+        nursery.start_soon(stream.receive_some)
+        await peer.send(PING)
+        await wait_all_tasks_blocked()
+        sending.start_soon(send)
+        await wait_all_tasks_blocked()
+        await peer.send(CLOSE, close_payload(1000))
+        await wait_all_tasks_blocked()
+        assert await peer.receive() == (PONG, b"")
+        assert await peer.receive() == (CLOSE, close_payload(1000))
 
 
 async def cancel_inside_a_frame(stream: WsByteStream, data: bytes | bytearray) -> None:
@@ -394,6 +426,30 @@ async def test_a_cut_off_frame_owes_nothing_for_ever() -> None:
         await peer.send(PING)
         with trio.fail_after(5):
             await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("method", ["ping", "aclose"])
+async def test_a_cut_off_frame_ends_what_waits_behind_it(
+    method: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with background() as nursery, trio.open_nursery() as waiting:
+        stream, _ = await raw_pair(nursery, "lockstep", StreamConfig(ping_interval=None))
+
+        async def wait() -> None:
+            with pytest.raises(trio.BrokenResourceError) if method == "ping" else nullcontext():
+                await getattr(stream, method)()
+            assert trio.current_time() == started
+
+        started = trio.current_time()
+        waiting.cancel_scope.deadline = started + 100
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as sending:
+                sending.start_soon(stream.send_all, b"x")
+                await wait_all_tasks_blocked()
+                waiting.start_soon(wait)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+    assert not waiting.cancel_scope.cancelled_caught
 
 
 @pytest.mark.parametrize("size", [100_000, 30_000_000])

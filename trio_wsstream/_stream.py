@@ -594,7 +594,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    self._news.unpark_all()  # and the wire has noted why
+                    pass  # the wire has noted why
                 finally:
                     self._release_write_turn()  # to a _flush, if something is owed
             if not protocol.can_send or wire.failure:
@@ -621,7 +621,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     await self._transport.wait_send_all_might_not_block()
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     wire.note_failure(error)
-                    self._news.unpark_all()
                 finally:
                     self._release_write_turn()
             if not protocol.can_send or wire.failure:
@@ -683,7 +682,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _release_write_turn(self) -> None:
         self._write_turn.pass_on()
-        if self._protocol.owes and not self._wire.failure:
+        if self._wire.failure:
+            self._after_flush()  # what is owed never goes out
+        elif self._protocol.owes:
             self._flush_soon()
 
     def _flush_soon(self) -> None:
