@@ -368,6 +368,18 @@ async def test_failing_a_server_ends_its_side_of_tcp_and_waits_for_the_other() -
         assert await all_events(events) == [StreamClosed(1006, "", False, error)]
 
 
+async def test_failing_a_client_leaves_the_end_of_tcp_to_the_server(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "memory", client=True)
+        await peer.send(RESERVED)
+        assert (await peer.receive())[0] == CLOSE
+        with trio.move_on_after(stream.config.close_timeout - 1) as waiting:
+            await peer.expect_eof()
+        assert waiting.cancelled_caught
+
+
 @SIDES
 async def test_a_failed_connection_ends_after_close_timeout_with_no_caller(
     client: bool, autojump_clock: MockClock
