@@ -244,6 +244,8 @@ async def test_later_sends_tell_the_code_of_the_peers_close() -> None:
         with pytest.raises(trio.BrokenResourceError):
             await stream.ping()
         await stream.send_eof()  # nothing is left to do
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send_all(b"x")
 
 
 async def test_owed_pongs_go_out_before_the_close_in_one_write() -> None:
@@ -330,6 +332,17 @@ async def test_text_that_is_too_long_fails_the_connection_with_1009() -> None:
         _, error = await end_of(stream)
         assert isinstance(error, TextRejected)
         assert error.close_code == 1009
+
+
+async def test_send_eof_on_a_failed_connection_is_broken() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        await peer.send(RESERVED)
+        _, error = await end_of(stream)
+        assert (await peer.receive())[0] == CLOSE
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await stream.send_eof()
+        assert broken.value.__cause__ == error
 
 
 async def test_the_close_goes_out_after_the_data_under_way_when_sending_is_clogged() -> None:
@@ -740,6 +753,23 @@ async def test_a_ping_after_a_half_close_of_the_peer_tells_its_close() -> None:
         with pytest.raises(trio.BrokenResourceError) as broken:
             await server.ping()
         assert broken.value.__cause__ == AbnormalClosure(1000, "half-close")
+
+
+@pytest.mark.parametrize("transport", ["memory", "unix"])
+@SIDES
+async def test_an_answer_that_was_held_back_begins_the_closing(
+    client: bool, transport: str, autojump_clock: MockClock
+) -> None:
+    """A server then closes TCP; a client waits for the server to, for close_timeout."""
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, client=client)
+        await peer.send(CLOSE, close_payload(1000, "half-close"))
+        assert await stream.receive_some() == b""
+        await stream.send_eof()
+        started = trio.current_time()
+        with trio.move_on_after(100):
+            await all_events(stream.subscribe())
+        assert trio.current_time() - started == (stream.config.close_timeout if client else 0)
 
 
 async def test_a_held_answer_has_no_timeout(autojump_clock: MockClock) -> None:

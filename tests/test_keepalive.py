@@ -165,6 +165,19 @@ async def test_a_frame_accepted_after_it_had_to_wait_is_a_sign_of_life(
         assert trio.current_time() - started == pytest.approx(taken_at + 25, abs=0.1)
 
 
+async def test_a_pong_accepted_after_it_had_to_wait_is_a_sign_of_life(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        _, peer = await keepalive_pair(nursery, transport="lockstep")
+        started = trio.current_time()
+        await peer.send(PING)
+        await trio.sleep(15)
+        assert (await peer.receive())[0] == PONG
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(15 + 20)
+
+
 async def test_frames_that_are_accepted_slowly_keep_the_connection_alive_without_a_ping(
     autojump_clock: MockClock,
 ) -> None:

@@ -163,6 +163,21 @@ async def test_wait_send_all_might_not_block_waits_for_its_turn() -> None:
         nursery.start_soon(peer.receive)
 
 
+async def test_a_transport_that_breaks_in_wait_send_all_might_not_block_breaks_sending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def wait() -> None:
+        raise trio.BrokenResourceError
+
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery)
+        monkeypatch.setattr(stream._transport, "wait_send_all_might_not_block", wait)
+        for send in (stream.wait_send_all_might_not_block, stream.send_eof):
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await send()
+            assert isinstance(broken.value.__cause__, ConnectionLost)
+
+
 async def test_a_sender_whose_turn_comes_after_the_peers_close_sends_nothing() -> None:
     async with background() as nursery, trio.open_nursery() as sending:
         stream, peer = await raw_pair(nursery, "lockstep")
