@@ -55,11 +55,13 @@ async def read_on(stream: WsByteStream) -> None:
 
 
 @READERS
+@pytest.mark.parametrize("timeout", [5, 20, 300, None])
 async def test_after_the_interval_without_a_sign_of_life_a_ping_goes_out(
-    caller_reads: bool, autojump_clock: MockClock
+    timeout: float | None, caller_reads: bool, autojump_clock: MockClock
 ) -> None:
     async with background() as nursery:
-        stream, peer = await keepalive_pair(nursery, caller_reads)
+        config = StreamConfig(ping_interval=20, ping_timeout=timeout)
+        stream, peer = await keepalive_pair(nursery, caller_reads, config)
         started = trio.current_time()
         for number in range(1, 4):
             opcode, payload = await peer.receive()

@@ -428,7 +428,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 if now >= self._keepalive_due_at():
                     await self._keep_alive(now)
                     continue
-                wake_at = min(self._close_deadline, self._keepalive_due_at())
+                wake_at = min(self._close_deadline, self._keepalive_looks_at(now))
                 reads_at = self._reads_at()
                 if now >= reads_at:
                     _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
@@ -510,6 +510,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._pinged_at is None:
             return self._heard_at + interval
         return self._pinged_at + (interval if timeout is None else timeout)
+
+    def _keepalive_looks_at(self, now: float) -> float:
+        """When to look next: earlier, as a caller may take the Pong in."""
+        due_at, interval = self._keepalive_due_at(), self.config.ping_interval
+        return due_at if interval is None or due_at == math.inf else min(due_at, now + interval)
 
     async def _keep_alive(self, now: float) -> None:
         """Do it."""
