@@ -16,6 +16,7 @@ killed; a WebSocket ends without a Close, or with 1011 if there is nothing to co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import logging
 import socket
@@ -62,6 +63,7 @@ class Tunnel:
             with self._both_ways:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch)
+                    nursery.start_soon(self._show_life)
                     async with trio.open_nursery() as pumps:
                         pumps.start_soon(self._pump, "incoming", self.ws, self.local)
                         with self._outgoing:
@@ -96,6 +98,19 @@ class Tunnel:
                 self._outgoing.cancel()  # nobody receives any more; what has come may go on
             else:
                 self._fail()
+
+    async def _show_life(self) -> None:
+        """Ping, also while the local side pauses and nothing is received.
+
+        For then keepalive's clock stands still here, but not at the peer, whose own pings wait
+        behind what it sends. It would give us up.
+        """
+        interval = self.ws.config.ping_interval
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while interval is not None:
+                with trio.move_on_after(interval):
+                    await self.ws.ping()
+                    await trio.sleep_forever()
 
     def _fail(self) -> None:
         self.has_failed = True

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio_websocket import ConnectionRejected
 
 from trio_wsstream import (
@@ -30,7 +31,7 @@ from trio_wsstream import (
     serve_ws,
 )
 
-from .pairs import AUTHORITY
+from .pairs import AUTHORITY, background, stream_pair
 from .programs import EXAMPLES, LIMIT, TUNNEL, Program, port_of, tunnel
 
 DATA = bytes(range(256)) * 4000
@@ -345,6 +346,19 @@ async def test_a_target_that_resets_leaves_the_websocket_without_a_close() -> No
         with pytest.raises(trio.BrokenResourceError) as broken:
             await ends.client.receive_some()
         assert isinstance(broken.value.__cause__, ConnectionLost)
+
+
+async def test_a_side_that_pauses_for_hours_is_not_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with background() as nursery:
+        peer, ws = await stream_pair(nursery, "lockstep")
+        sending, paused = trio.testing.memory_stream_pair(), trio.testing.lockstep_stream_pair()
+        for number, stream, local in ((1, peer, sending[0]), (2, ws, paused[0])):
+            nursery.start_soon(load("tunnel").Tunnel(number, stream, local).carry)
+        nursery.start_soon(send_and_end, sending[1])
+        await trio.sleep(10_000)
+        assert await receive_all(paused[1]) == DATA
 
 
 async def test_tls(tmp_path: Path) -> None:
