@@ -130,7 +130,7 @@ async def carry_to_server(options: argparse.Namespace, number: int, local: Local
             tunnel = Tunnel(number, ws, local)
             await tunnel.carry()
             return not tunnel.has_failed
-    except HandshakeError as error:
+    except (HandshakeError, UnicodeError) as error:  # the latter for a host's name
         log.error("#%d: cannot open %s: %r", number, options.url, error)
         return False
 
@@ -164,7 +164,7 @@ async def serve(options: argparse.Namespace) -> None:
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
                 tcp = await trio.open_tcp_stream(*options.target)
-        except (OSError, trio.TooSlowError) as error:
+        except (OSError, UnicodeError, trio.TooSlowError) as error:
             log.error("#%d: cannot connect: %s", number, str(error) or "it takes too long")
             await ws.aclose(1011, "cannot connect")
         else:

@@ -287,6 +287,22 @@ async def test_nothing_to_connect_to_resets_the_client() -> None:
         await listening.says("code 1011 and reason 'cannot connect'")
 
 
+async def test_a_name_that_no_host_can_have_is_told_and_ends_nothing_else() -> None:
+    async with (
+        tunnel("serve", "0", "a..b:80") as serving,
+        tunnel("listen", "0", f"ws://127.0.0.1:{await port_of(serving)}/") as listening,
+        tunnel("listen", "0", "ws://a..b/") as listening_too,
+    ):
+        for half in (listening, listening_too):
+            for _ in range(2):
+                port = await port_of(half)
+                with pytest.raises((OSError, trio.BrokenResourceError)):  # reset at once, perhaps
+                    async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+                        await receive_all(client)
+        await serving.says("#2: cannot connect: .*idna")
+        await listening_too.says("#2: cannot open ws://a..b/: .*idna")
+
+
 async def test_no_server_resets_the_client_and_the_next_one() -> None:
     async with target_listener() as (_, address):
         pass
