@@ -612,6 +612,21 @@ async def test_a_client_that_hangs_up_anywhere_in_the_handshake_leaves_nothing()
         await assert_works(listener)
 
 
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", CLIENT_HANDSHAKE])
+async def test_a_client_that_hangs_up_before_it_is_refused_is_no_error_of_ours(
+    said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with memory_server(path="/elsewhere") as listener:
+        ours, theirs = trio.testing.memory_stream_pair()
+        await ours.send_all(said)
+        await ours.aclose()
+        await listener._arrive.send(theirs)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.ClosedResourceError):
+            await theirs.receive_some()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize("error", [OSError("a bug"), RuntimeError("a bug")])
 async def test_a_transport_with_a_bug_costs_itself_only(
     error: Exception, caplog: pytest.LogCaptureFixture

@@ -193,7 +193,7 @@ async def accept(
           `ConnectionRejected`. It may also use the request's own ``accept`` and ``reject``.
 
     Raises:
-      trio_websocket.ConnectionRejected: the client was refused, and has been told.
+      trio_websocket.ConnectionRejected: the client was refused, and told if it was still there.
       trio_websocket.HandshakeError: it went away.
       trio.BrokenResourceError, trio.ClosedResourceError: as from the transport.
     """
@@ -209,7 +209,8 @@ async def accept(
     except ConnectionRejected as rejection:
         if not connection.closed:
             headers = [*rejection.headers, (b"Connection", b"close")]
-            await connection._reject(rejection.status_code, headers, rejection.body or b"")
+            with contextlib.suppress(ConnectionClosed):  # it has hung up
+                await connection._reject(rejection.status_code, headers, rejection.body or b"")
         raise
     except ConnectionClosed as error:
         raise HandshakeError("the client ended the connection in the opening handshake") from error
