@@ -79,7 +79,8 @@ class StreamConfig:
       ping_interval (float or None): after how many seconds without a sign of life from the
           peer a keepalive ping is sent. None switches keepalive off.
       ping_timeout (float or None): how many more seconds without a sign of life end the
-          stream with `KeepaliveTimeout`. None: pings are sent, but nothing is demanded.
+          stream with `KeepaliveTimeout`. None: pings are sent, but nothing is demanded. That
+          suits peers that may pause for long while this side sends: then pings cannot pass.
     """
 
     max_message_size: int = attrs.field(default=65536, validator=_a_count)
