@@ -130,7 +130,7 @@ async def carry_to_server(options: argparse.Namespace, number: int, local: Local
             tunnel = Tunnel(number, ws, local)
             await tunnel.carry()
             return not tunnel.has_failed
-    except (HandshakeError, UnicodeError) as error:  # the latter for a host's name
+    except (HandshakeError, ValueError) as error:  # the latter for a name that no host can have
         log.error("#%d: cannot open %s: %r", number, options.url, error)
         return False
 

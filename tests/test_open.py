@@ -173,6 +173,7 @@ async def test_a_certificate_that_is_not_trusted_is_a_handshake_error() -> None:
         "ws://host/#fragment",
         "ws://me@host/",
         "ws://host:0/",
+        "ws://a..b/",
     ],
 )
 async def test_what_is_no_websocket_url_is_a_value_error(url: str) -> None:

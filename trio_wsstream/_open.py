@@ -109,6 +109,8 @@ async def open_ws_stream(
                     raise
         except trio.TooSlowError:
             raise ConnectionTimeout(f"{url} took more than {connect_timeout} seconds") from None
+        except UnicodeError as error:
+            raise ValueError(f"url must have a host, not {parsed.host!r}: {url!r}") from error
         async with stream:
             yield stream
 
