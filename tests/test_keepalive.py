@@ -259,6 +259,31 @@ async def test_the_clock_stands_still_while_a_slow_subscriber_holds_reading_back
         assert trio.current_time() - started == pytest.approx(20, abs=0.2)
 
 
+@pytest.mark.parametrize("timeout", [5, None])
+async def test_who_sends_gives_up_a_reader_that_pauses_unless_it_has_no_timeout(
+    timeout: float | None, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        config = StreamConfig(ping_interval=20, ping_timeout=timeout, receive_buffer_size=100)
+        sender, reader = await stream_pair(nursery, "lockstep", config)
+        failed = trio.Event()
+
+        async def send() -> None:
+            try:
+                await sender.send_all(bytes(1_000_000))
+            except trio.BrokenResourceError as error:
+                assert isinstance(error.__cause__, KeepaliveTimeout)
+                failed.set()
+
+        nursery.start_soon(send)
+        await trio.sleep(1000)
+        if timeout is None:
+            received = 0
+            while received < 1_000_000:
+                received += len(await reader.receive_some())
+        assert failed.is_set() is (timeout is not None)
+
+
 async def test_a_frame_accepted_while_the_clock_stands_still_is_no_sign_of_life_to_come(
     autojump_clock: MockClock,
 ) -> None:
