@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trio_websocket
 import websockets.sync.client
 import websockets.sync.server
@@ -25,6 +26,7 @@ from trio_wsstream import (
     open_ws_stream,
     wrap_websocket,
 )
+from trio_wsstream._open import open_nursery
 
 from .pairs import CLIENT_TLS, SERVER_TLS, SHORT, background, connection_pair, raw_pair
 
@@ -236,11 +238,17 @@ async def test_a_cancelled_block_drops_the_transport_and_hides_nothing() -> None
         assert stream.closed == StreamClosed(1006, "", False, None)
 
 
+@pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("error", [None, ValueError("of the user")])
 async def test_an_exception_under_a_cancelled_scope_comes_out_as_it_was(
-    error: Exception | None,
+    error: Exception | None, strict: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stream's task is cancelled too; that makes no group of it, and hides nothing."""
+    """The stream's task is cancelled too; that makes no group of it, and hides nothing.
+
+    Without Trio's strict groups, a nursery raises the one Cancelled of its tasks as it is.
+    """
+    runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+    monkeypatch.setattr(runner, "strict_exception_groups", strict)
     expected = ValueError if error else trio.Cancelled
     async with echo_server() as url:
         with trio.CancelScope() as scope, pytest.raises(expected) as caught:
@@ -250,6 +258,26 @@ async def test_an_exception_under_a_cancelled_scope_comes_out_as_it_was(
                     raise error
                 await trio.sleep_forever()
         assert error is None or caught.value is error
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_an_exception_and_that_of_a_task_come_out_together(
+    strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+    monkeypatch.setattr(runner, "strict_exception_groups", strict)
+
+    async def task() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise LookupError("in its cleanup")
+
+    with pytest.RaisesGroup(KeyboardInterrupt, LookupError, flatten_subgroups=True):
+        async with open_nursery() as nursery:
+            nursery.start_soon(task)
+            await trio.testing.wait_all_tasks_blocked()
+            raise KeyboardInterrupt
 
 
 async def test_a_takeover_error_comes_out_of_wrap_websocket_in_no_group() -> None:

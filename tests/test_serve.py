@@ -849,6 +849,25 @@ async def test_a_handler_that_raises_closes_with_1011_and_the_exception_goes_on(
     assert [end.code for end in closed if end] == [1011]
 
 
+async def test_its_own_exception_ends_it_and_drops_its_streams() -> None:
+    """Ctrl-C, too, is raised in it, and must not wait for the clients to go."""
+    async with background() as clients:
+        streams: list[WsByteStream] = []
+
+        async def serve_a_while() -> None:
+            async with trio.open_nursery() as nursery:
+                listeners = await nursery.start(partial(serve_ws, echo, "127.0.0.1", 0))
+                transport = await trio.open_tcp_stream(*address_of(listeners[0]))
+                streams.append(await open_over(clients, transport))
+                await listeners[0].transport_listener.aclose()
+
+        with pytest.RaisesGroup(trio.ClosedResourceError, flatten_subgroups=True):
+            await serve_a_while()
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await streams[0].receive_some()
+        assert isinstance(caught.value.__cause__, ConnectionLost)
+
+
 async def test_cancelled_it_drops_its_streams() -> None:
     async with trio.open_nursery() as outer:
         async with background() as nursery:

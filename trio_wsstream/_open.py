@@ -6,7 +6,7 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 from urllib.parse import urlsplit
 
 import trio
@@ -21,9 +21,9 @@ _logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
-    """A nursery that lets its block's exception out as it was, in no group.
+    """A nursery that lets its block's exception out as it was, if no task raises: in no group.
 
-    For tasks that do not raise but `trio.Cancelled`: only that could it be grouped with.
+    A block that raises cancels the tasks, as with any nursery.
     """
     error: BaseException | None = None
     try:
@@ -32,11 +32,24 @@ async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
                 yield nursery
             except BaseException as exc:  # noqa: BLE001  # raised again below
                 error = exc
-    except BaseExceptionGroup as group:
-        if error is None or group.split(trio.Cancelled)[1] is not None:
+                nursery.cancel_scope.cancel()
+    except BaseException as raised:
+        if _is_failure(raised):
+            if not _is_failure(error):
+                raise
+            errors = [error, raised]
+            raise BaseExceptionGroup("a block and its tasks have failed", errors) from None
+        if error is None:
             raise
     if error is not None:
         raise error
+
+
+def _is_failure(error: BaseException | None) -> TypeGuard[BaseException]:
+    """Whether there is more in it than `trio.Cancelled`, which may come in a group or without."""
+    return error is not None and (
+        BaseExceptionGroup("", [error]).split(trio.Cancelled)[1] is not None
+    )
 
 
 @asynccontextmanager
