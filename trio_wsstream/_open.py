@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -147,6 +148,8 @@ def _parse_url(url: str) -> _Url:
         raise ValueError(f"url must have neither a fragment nor a user: {url!r}")
     if parts.port == 0:
         raise ValueError(f"url must not have port 0: {url!r}")
+    if not re.fullmatch("[!-~]*", parts.path + parts.query):
+        raise ValueError(f"url must have its path and query percent-encoded: {url!r}")
     is_secure = parts.scheme == "wss"
     resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     port = parts.port or (443 if is_secure else 80)
