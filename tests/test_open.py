@@ -209,10 +209,19 @@ async def test_tcp_goes_to_the_host_and_port_of_the_url(
             raise AssertionError("it was opened")
 
 
-@pytest.mark.parametrize("subprotocols", ["mqtt", b"mqtt"])
-async def test_subprotocols_are_several(subprotocols: Any) -> None:
-    with pytest.raises(TypeError, match=r"subprotocols must be several, not b?'mqtt'"):
-        async with open_ws_stream("ws://localhost", subprotocols=subprotocols):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("subprotocols", "mqtt"),
+        ("subprotocols", b"mqtt"),
+        ("connect_timeout", None),
+        ("connect_timeout", -1),
+        ("transport", 5),
+    ],
+)
+async def test_a_wrong_option_is_refused_where_it_is_given(option: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{option} must be .*, not {value!r}"):
+        async with open_ws_stream("ws://localhost", **{option: value}):
             raise AssertionError("it was opened")
 
 

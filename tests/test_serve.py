@@ -260,6 +260,16 @@ async def test_of_two_accepts_that_begin_at_once_one_is_busy_and_one_gets_the_cl
         assert {type(result) for result in results} == {trio.BusyResourceError, WsByteStream}
 
 
+async def test_with_a_nursery_that_has_ended_no_transport_is_left_open() -> None:
+    transport_listener = MemoryListener()
+    async with trio.open_nursery() as nursery:
+        listener = WsListener(transport_listener, nursery)
+    transport = await transport_listener.connect()
+    with pytest.raises(RuntimeError, match="Nursery is closed"):
+        await listener.accept()
+    assert await transport.receive_some() == b""
+
+
 async def test_errors_of_the_transports_accept_come_out_of_accept() -> None:
     transport_listener = MemoryListener()
     async with background() as nursery:
@@ -439,7 +449,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_what_is_no_opening_handshake_gets_an_http_response_and_an_end(
-    kind: str, autojump_clock: trio.testing.MockClock
+    kind: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     started_at = trio.current_time()
     data, status = BAD[kind]
@@ -459,6 +469,7 @@ async def test_what_is_no_opening_handshake_gets_an_http_response_and_an_end(
         response = http.next_event()
         assert isinstance(response, h11.Response)
         assert response.status_code == status
+        assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
         headers = dict(response.headers)
         connection = [value for name, value in response.headers if name == b"connection"]
         assert connection == ([b"upgrade", b"close"] if status == 426 else [b"close"])

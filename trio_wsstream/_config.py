@@ -55,6 +55,11 @@ def check_seconds(name: str, value: object) -> float:
     return value
 
 
+def check_several(name: str, value: object) -> None:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be several, not {value!r}")
+
+
 def _a_timeout(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     check_seconds(attribute.name, value)
 

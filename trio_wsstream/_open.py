@@ -14,7 +14,7 @@ import trio
 from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnection
 
 from . import _takeover
-from ._config import StreamConfig
+from ._config import StreamConfig, check_seconds, check_several
 from ._stream import WsByteStream
 
 _logger = logging.getLogger(__name__)
@@ -99,8 +99,10 @@ async def open_ws_stream(
       ValueError, TypeError: ``url`` is no WebSocket URL, or another argument is none of these.
     """
     parsed = _parse_url(url)
-    if isinstance(subprotocols, str | bytes):
-        raise TypeError(f"subprotocols must be several, not {subprotocols!r}")
+    check_several("subprotocols", subprotocols)
+    check_seconds("connect_timeout", connect_timeout)
+    if not isinstance(transport, trio.abc.Stream | None):
+        raise TypeError(f"transport must be a Stream, not {transport!r}")
     _logger.debug("connecting to %s", parsed.authority)  # the rest may hold secrets
     async with open_nursery() as nursery:
         try:

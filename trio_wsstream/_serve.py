@@ -24,7 +24,7 @@ import trio
 from trio_websocket import ConnectionRejected, HandshakeError, WebSocketRequest
 
 from . import _takeover
-from ._config import StreamConfig, check_seconds
+from ._config import StreamConfig, check_seconds, check_several
 from ._open import open_nursery
 from ._stream import WsByteStream
 
@@ -88,9 +88,8 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         config: StreamConfig = StreamConfig(),
         accept: AcceptHook | None = None,
     ) -> None:
-        for name, strings in [("subprotocols", subprotocols), ("allowed_origins", allowed_origins)]:
-            if isinstance(strings, str | bytes):
-                raise TypeError(f"{name} must be several, not {strings!r}")
+        check_several("subprotocols", subprotocols)
+        check_several("allowed_origins", allowed_origins)
         if path is not None and (not path.startswith("/") or "?" in path or "#" in path):
             raise ValueError(f"path must begin with / and have no query, not {path!r}")
         check_seconds("connect_timeout", connect_timeout)
@@ -130,7 +129,12 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             await trio.lowlevel.checkpoint()
             while not self._opened:
                 with trio.CancelScope() as self._accepting:
-                    self._begin(await self.transport_listener.accept())
+                    transport = await self.transport_listener.accept()
+                    try:
+                        self._begin(transport)
+                    except RuntimeError:  # the nursery has ended
+                        await trio.aclose_forcefully(transport)
+                        raise
             return self._opened.popleft()
         finally:
             self._is_accepting = False
@@ -195,7 +199,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         try:
             path = _path_of(request)
         except ValueError as error:
-            raise ConnectionRejected(400, (), None) from error
+            raise ConnectionRejected(400, (), b"This is no path.\n") from error
         if self._path is not None and path != self._path:
             raise ConnectionRejected(404, (), b"There is no WebSocket here.\n")
         if self._allowed_origins is not None and not self._is_admitted(request):

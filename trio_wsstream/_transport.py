@@ -155,6 +155,7 @@ class SocketTransport(_Transport):
                 sent = os.writev(self._socket.fileno(), buffers)
             except BlockingIOError:
                 buffers = buffers[:2]
+                await trio.lowlevel.wait_writable(self._socket)
                 sent = await self._write_when_writable(buffers)
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
