@@ -197,6 +197,19 @@ async def test_a_reader_is_told_the_end_at_the_latest_after_close_timeout(
         assert await all_events(stream.subscribe()) == [StreamClosed(1000, "", False, None)]
 
 
+async def test_a_reader_who_has_waited_is_told_the_end_after_close_timeout_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        with trio.move_on_after(100):
+            async with trio.open_nursery() as reading:
+                reading.start_soon(stream.receive_some)
+                await trio.sleep(1)
+                await peer.send(CLOSE, close_payload(1000))
+        assert trio.current_time() == pytest.approx(1 + 10, abs=0.1)
+
+
 async def test_a_reader_is_told_the_end_at_once_if_the_answer_cannot_go_out(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +417,28 @@ async def test_a_failed_connection_ends_after_close_timeout_with_no_caller(
         await peer.send(3)
         assert isinstance((await all_events(events))[-1], StreamClosed)
         assert trio.current_time() - started == pytest.approx(10, abs=0.2)
+
+
+@SIDES
+async def test_a_peer_that_goes_on_after_a_failure_does_not_put_the_end_off(
+    client: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, client=client)
+        await peer.send(RESERVED)
+        await end_of(stream)
+        started = trio.current_time()
+
+        async def go_on() -> None:
+            while True:
+                await peer.transport.send_stream.send_all(b"x")
+                await trio.sleep(0.7)  # never just at the end
+
+        nursery.start_soon(go_on)
+        with trio.move_on_after(100):
+            await all_events(stream.subscribe())
+        assert trio.current_time() - started == pytest.approx(10)
+        nursery.cancel_scope.cancel()
 
 
 @SIDES

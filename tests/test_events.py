@@ -332,6 +332,22 @@ async def test_a_full_subscriber_holds_up_no_failure() -> None:
         assert isinstance(closed, StreamClosed)
 
 
+async def test_an_event_that_still_waits_when_the_stream_is_dropped_is_told_as_lost() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(1, backpressure=True)
+        nursery.start_soon(stream.receive_some)
+        for payload in (b"1", b"2"):
+            await peer.send(PING, payload)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [event async for event in events] == [
+        PingReceived(b"1"),
+        EventsLost(1),
+        StreamClosed(1006, "", False, None),
+    ]
+
+
 async def test_a_subscriber_that_closes_its_full_channel_lets_reading_go_on() -> None:
     async with background() as nursery, trio.open_nursery() as reading:
         stream, peer = await raw_pair(nursery)
