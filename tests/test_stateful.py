@@ -52,7 +52,8 @@ class End:
     cut: str = ""
     received: bytearray = attrs.Factory(bytearray)
     told: str = ""
-    has_closed: bool = False
+    has_closed: bool = False  # in whatever way
+    has_said_so: bool = False  # with a Close, perhaps
     has_half_closed: bool = False
     calls: dict[str, Call] = attrs.Factory(dict)
     channels: list[trio.MemoryReceiveChannel[WsEvent]] = attrs.Factory(list)
@@ -90,7 +91,7 @@ class End:
             self.cut = before if before or is_refused else outcome
 
     async def half_close(self) -> None:
-        self.has_half_closed = True
+        self.has_half_closed = self.has_said_so = True
         try:
             await self.stream.send_eof()
         except trio.ClosedResourceError:
@@ -116,7 +117,7 @@ class End:
             assert not self.nursery.child_tasks
 
     async def close(self) -> None:
-        self.has_closed = True
+        self.has_closed = self.has_said_so = True
         await self.stream.aclose()
         assert self.stream.closed is not None
 
@@ -270,7 +271,7 @@ class TwoEnds(RuleBasedStateMachine):
         assert peer.cut or not after_a_cut
 
     def _check_clean_end(self, end: End, peer: End) -> None:
-        assert peer.has_closed or peer.has_half_closed
+        assert peer.has_said_so
         if peer.cut in ("", "broken"):
             assert end.received == PATTERN[: peer.sent]
 
