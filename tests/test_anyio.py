@@ -39,6 +39,8 @@ async def test_bytes_go_both_ways_and_the_ends_are_anyios() -> None:
         await peer.send_all(b"back")
         assert await stream.receive(3) == b"bac"
         assert type(await stream.receive()) is bytes
+        await peer.send_all(b"all at once")
+        assert type(await stream.receive()) is bytes
         await stream.send_eof()
         await stream.send_eof()
         assert await peer.receive_some() == b""

@@ -119,6 +119,22 @@ async def test_a_refused_tcp_connection_is_a_handshake_error() -> None:
             raise AssertionError("it was opened")
 
 
+@pytest.mark.parametrize(
+    ("url", "port"), [("ws://a", 80), ("wss://a", 443), ("ws://a:443", 443), ("wss://a:80/", 80)]
+)
+async def test_the_port_is_that_of_the_url_or_of_its_scheme(
+    url: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(*address: object) -> None:
+        assert address == ("a", port)
+        raise OSError("seen")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    with pytest.raises(trio_websocket.HandshakeError, match="seen"):
+        async with open_ws_stream(url):
+            raise AssertionError("it was opened")
+
+
 async def test_a_rejected_handshake_is_a_connection_rejected() -> None:
     async def reject(request: WebSocketRequest) -> None:
         await request.reject(403)
@@ -163,6 +179,14 @@ async def test_a_certificate_that_is_not_trusted_is_a_handshake_error() -> None:
     async with echo_server(tls=True) as url:
         with pytest.raises(trio_websocket.HandshakeError, match="certificate"):
             async with open_ws_stream(url):
+                raise AssertionError("it was opened")
+
+
+async def test_a_certificate_of_another_host_is_a_handshake_error() -> None:
+    async with echo_server(tls=True) as url:
+        transport = await trio.open_tcp_stream("127.0.0.1", int(url.split(":")[2].split("/")[0]))
+        with pytest.raises(trio_websocket.HandshakeError, match="certificate"):
+            async with open_ws_stream("wss://example.org/", CLIENT_TLS, transport=transport):
                 raise AssertionError("it was opened")
 
 

@@ -506,6 +506,7 @@ async def test_what_is_one_is_accepted(line: bytes, headers: list[bytes]) -> Non
         (None, None, 101),
         (["https://a"], b"https://a", 101),
         (["https://a"], b"http://a", 403),
+        (["https://a"], b"HTTPS://A", 403),
         (["https://a"], b"null", 403),
         (["https://a"], None, 403),
         ([None], None, 101),
@@ -518,6 +519,14 @@ async def test_origins(allowed: Any, origin: bytes | None, status: int) -> None:
         transport = await listener.connect()
         await transport.send_all(request(*([b"Origin: " + origin] if origin else [])))
         assert (await receive_head(transport)).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_path_is_compared_as_it_is_written() -> None:
+    async with memory_server(path="/chat") as listener:
+        for path, status in ((b"/chat", 101), (b"/Chat", 404), (b"/chat/", 404)):
+            transport = await listener.connect()
+            await transport.send_all(request(line=b"GET %s HTTP/1.1" % path))
+            assert (await receive_head(transport)).startswith(b"HTTP/1.1 %d " % status)
 
 
 async def test_a_response_arrives_although_the_request_is_still_being_sent() -> None:
@@ -607,6 +616,30 @@ async def test_one_pending_handshake_too_many_drops_the_oldest() -> None:
             await transport.send_all(CLIENT_HANDSHAKE)
             assert (await receive_head(transport)).startswith(b"HTTP/1.1 101 ")
         await assert_works(listener)
+
+
+async def test_a_handshake_that_has_ended_is_not_pending_any_more() -> None:
+    async with memory_server(max_pending=2) as listener:
+        slow = await listener.connect()
+        for _ in range(5):
+            await assert_works(listener)
+        await slow.send_all(CLIENT_HANDSHAKE)
+        assert (await receive_head(slow)).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_a_transport_that_breaks_in_the_handshake_is_not_logged_as_a_bug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise trio.BrokenResourceError
+
+    async with memory_server() as listener:
+        _, theirs = trio.testing.memory_stream_pair()
+        theirs.receive_stream.receive_some_hook = fail
+        await listener._arrive.send(theirs)
+        await wait_all_tasks_blocked()
+        await assert_works(listener)
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
 async def test_a_client_that_hangs_up_anywhere_in_the_handshake_leaves_nothing() -> None:
