@@ -423,6 +423,14 @@ BAD = {
         request(b"Sec-WebSocket-Key: dGhlIHNhbXBsZQ==", leave_out=b"Sec-WebSocket-Key"),
         400,
     ),
+    "a key of 15 bytes": (
+        request(b"Sec-WebSocket-Key: " + b"A" * 20, leave_out=b"Sec-WebSocket-Key"),
+        400,
+    ),
+    "a key of 17 bytes": (
+        request(b"Sec-WebSocket-Key: " + b"A" * 23 + b"=", leave_out=b"Sec-WebSocket-Key"),
+        400,
+    ),
     "a key that is no base64": (
         request(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ!==", leave_out=b"Sec-WebSocket-Key"),
         400,
@@ -443,6 +451,7 @@ BAD = {
     "another origin": (request(b"Origin: https://evil.example"), 403),
     "two origins": (request(b"Origin: https://a", b"Origin: https://a"), 403),
     "another path": (request(line=b"GET /other HTTP/1.1"), 404),
+    "a URL with no host": (request(line=b"GET http:/// HTTP/1.1"), 400),
     "another path in a URL": (request(line=b"GET http://localhost/other HTTP/1.1"), 404),
 }
 
