@@ -155,10 +155,7 @@ async def _receive_response(connection: WebSocketConnection) -> AcceptConnection
         event = await _receive_event(connection)
         assert isinstance(event, AcceptConnection | RejectConnection)
         if isinstance(event, AcceptConnection) or event.status_code >= 200:
-            break
-        handshake = connection._wsproto.handshake  # an interim response (RFC 9110, 15.2)
-        if handshake.state is ConnectionState.CLOSED:
-            handshake._state = ConnectionState.CONNECTING
+            break  # else it is an interim response (RFC 9110, 15.2)
     if isinstance(event, AcceptConnection) and _http_version(connection) == b"1.0":
         raise HandshakeError("the server speaks HTTP/1.0, which has no upgrade")
     return event

@@ -39,6 +39,7 @@ from trio_wsstream._frames import (
     MASKED,
     MAX_CONTROL_PAYLOAD,
     MAX_HEADER,
+    MORE,
     Decoder,
     apply_mask,
     encode_header,
@@ -112,6 +113,8 @@ def decoded(chunks: Iterable[bytes], *, client: bool) -> Iterator[Part]:
             yield from map(Binary, payload)
             if frame is None:
                 break
+            if frame is MORE:
+                continue
             if frame.opcode == TEXT:
                 yield Text(frame.payload, frame.ends_message)
             else:
