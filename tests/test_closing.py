@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import trio
@@ -392,6 +393,42 @@ async def test_failing_a_server_ends_its_side_of_tcp_and_waits_for_the_other() -
         await peer.transport.send_eof()
         events = stream.subscribe()
         assert await all_events(events) == [StreamClosed(1006, "", False, error)]
+
+
+async def test_a_pong_that_is_under_way_does_not_end_tcp_before_the_close() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep")
+        await peer.send(PING, b"whose Pong waits for the peer")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(end_of, stream)
+        await peer.send(RESERVED)
+        await wait_all_tasks_blocked()
+        assert (await peer.receive())[0] == PONG
+        assert (await peer.receive())[0] == CLOSE
+        await peer.expect_eof()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_nor_does_the_peers_end_of_tcp_drop_a_close_that_need_not_wait(steps: int) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "memory")
+
+        async def take_steps() -> None:
+            for _ in range(steps):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+        transport: Any = stream._transport
+        transport.send_stream.send_all_hook = take_steps
+        nursery.start_soon(end_of, stream)
+        await wait_all_tasks_blocked()
+        await peer.send(PING)
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        await peer.send(RESERVED)
+        await peer.transport.send_eof()
+        assert (await peer.receive())[0] == PONG
+        assert (await peer.receive())[0] == CLOSE
+        await peer.expect_eof()
 
 
 async def test_failing_a_client_leaves_the_end_of_tcp_to_the_server(

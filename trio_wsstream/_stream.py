@@ -79,7 +79,7 @@ _READ_ERRORS: Final = (
     OSError,
     ProtocolViolation,
 )
-_SCHEDULE_POINTS: Final = 10  # any transport's writing takes fewer, if it need not wait
+_SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
 
 
 class _WriteTurn:
@@ -719,6 +719,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._close_is_out = protocol.close_sent is not None
             if (
                 protocol.has_failed
+                and not protocol.owes  # or it would end before the Close that is owed by now
                 and not protocol.client
                 and isinstance(self._transport, trio.abc.HalfCloseableStream)
             ):
@@ -833,7 +834,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
 
     async def _close_transport(self) -> None:
-        if self._protocol.close_sent is not None:
+        if self._protocol.close_sent is not None or self._protocol.owes:
             await self._let_close_go_out()
         self._protocol.abandon()
         deadline = min(self._close_deadline, trio.current_time() + self.config.close_timeout)
