@@ -660,7 +660,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 self._flush_soon()
                 while not (self._close_is_out or self._cannot_send_close()):
                     await self._news.park()
-            if not self._close_is_out or protocol.has_failed:
+            is_given_up = isinstance(protocol.error, KeepaliveTimeout)
+            if not self._close_is_out or protocol.has_failed or is_given_up:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._has_sent_eof = False
                 raise self._send_error()
