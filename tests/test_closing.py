@@ -711,6 +711,18 @@ async def test_other_codes_and_reasons_are_refused_before_anything_is_sent(
         assert await peer.receive() == (BINARY, b"still open")
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"), [("1000", ""), (1000.0, ""), (1000, b"x"), (1000, None)]
+)
+async def test_codes_and_reasons_of_other_types_are_refused(code: Any, reason: Any) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        with pytest.raises(TypeError):
+            await stream.aclose(code, reason)
+        await stream.send_all(b"still open")
+        assert await peer.receive() == (BINARY, b"still open")
+
+
 async def test_a_violation_while_closing_is_reported_and_changes_nothing_else() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)

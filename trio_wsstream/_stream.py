@@ -761,7 +761,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
           reason (str): at most 123 bytes of UTF-8; not ``half-close``.
 
         Raises:
-          ValueError: ``code`` or ``reason`` is none of these. Nothing is sent then.
+          ValueError, TypeError: ``code`` or ``reason`` is none of these. Nothing is sent then.
 
         Cancelled, it drops the transport at once.
         """
@@ -988,6 +988,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 def _checked_close(code: int, reason: str) -> Close:
     if not is_valid_close_code(operator.index(code)):
         raise ValueError(f"code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
+    if not isinstance(reason, str):
+        raise TypeError(f"reason must be a str, not {reason!r}")
     if len(reason.encode()) > MAX_REASON:
         raise ValueError(f"reason must be at most {MAX_REASON} bytes of UTF-8, not {shown(reason)}")
     if reason == HALF_CLOSE.reason:
