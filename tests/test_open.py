@@ -249,6 +249,22 @@ async def test_a_wrong_option_is_refused_where_it_is_given(option: str, value: A
             raise AssertionError("it was opened")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subprotocols": [1]},
+        {"extra_headers": "x"},
+        {"extra_headers": [(b"a", b"b\r\nc: d")]},
+        {"extra_headers": [(b"a b", b"c")]},
+    ],
+)
+async def test_what_cannot_be_sent_is_no_handshake_error(options: dict[str, Any]) -> None:
+    transport, _ = trio.testing.memory_stream_pair()
+    with pytest.raises(ValueError, match="subprotocols or extra_headers"):
+        async with open_ws_stream("ws://localhost", transport=transport, **options):
+            raise AssertionError("it was opened")
+
+
 @pytest.mark.parametrize("error", [ValueError("of the user"), KeyboardInterrupt(), SystemExit(3)])
 async def test_an_exception_comes_out_as_it_was(error: BaseException) -> None:
     async with echo_server() as url:

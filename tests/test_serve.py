@@ -380,6 +380,7 @@ async def test_aclose_wakes_a_blocked_accept() -> None:
         ({"allowed_origins": "https://a"}, "allowed_origins.*https://a"),
         ({"path": "chat"}, "path.*chat"),
         ({"path": "/chat?x"}, "path.*x"),
+        ({"path": b"/chat"}, "path.*b'/chat'"),
         ({"connect_timeout": -1}, "connect_timeout.*-1"),
         ({"connect_timeout": "1"}, "connect_timeout.*'1'"),
         ({"max_pending": 0}, "max_pending.*0"),

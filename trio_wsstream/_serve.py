@@ -90,6 +90,8 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     ) -> None:
         check_several("subprotocols", subprotocols)
         check_several("allowed_origins", allowed_origins)
+        if not isinstance(path, str | None):
+            raise TypeError(f"path must be a str or None, not {path!r}")
         if path is not None and (not path.startswith("/") or "?" in path or "#" in path):
             raise ValueError(f"path must begin with / and have no query, not {path!r}")
         check_seconds("connect_timeout", connect_timeout)

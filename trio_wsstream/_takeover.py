@@ -125,6 +125,7 @@ async def connect(
     Raises:
       trio_websocket.ConnectionRejected: the server refused; with the first 64 KiB of the body.
       trio_websocket.HandshakeError: if the handshake failed. The transport is the caller's.
+      ValueError: if the request cannot be encoded.
     """
     connection = WebSocketConnection(
         transport,
@@ -137,7 +138,11 @@ async def connect(
     connection._reader_running = False
     assert connection._initial_request is not None
     try:
-        await transport.send_all(connection._wsproto.send(connection._initial_request))
+        request = connection._wsproto.send(connection._initial_request)
+    except Exception as error:
+        raise ValueError(f"subprotocols or extra_headers cannot be sent: {error}") from error
+    try:
+        await transport.send_all(request)
         event = await _receive_response(connection)
         if isinstance(event, RejectConnection):
             body = await _receive_body(connection)
