@@ -28,6 +28,7 @@ from .pairs import (
     stream_pair,
 )
 from .test_closing import all_events
+from .test_floods import bounded_memory
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 READERS = pytest.mark.parametrize("caller_reads", [True, False])
@@ -340,6 +341,22 @@ async def test_no_timeout_sends_pings_and_demands_nothing(autojump_clock: MockCl
             assert (await peer.receive())[0] == PING
             assert trio.current_time() - started == pytest.approx(20 * number)
         assert stream.closed is None
+
+
+async def test_pings_that_are_never_answered_take_no_memory(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        config = StreamConfig(ping_interval=1, ping_timeout=None)
+        stream, peer = await keepalive_pair(nursery, config=config)
+        nursery.start_soon(expect_pings, peer)
+        await trio.sleep(100)  # what is allocated once
+        async with bounded_memory(50_000):
+            await trio.sleep(1000)
+        assert stream.closed is None
+
+
+async def expect_pings(peer: RawPeer) -> None:
+    while True:
+        assert (await peer.receive())[0] == PING
 
 
 async def test_two_streams_keep_each_other_alive_with_one_task_each(

@@ -157,6 +157,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_nursery",
         "_patience",
         "_pinged_at",
+        "_pinged_with",
         "_pings_waiting",
         "_protocol",
         "_receive",
@@ -227,6 +228,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._heard_at = self._visited_at = trio.current_time()  # by the peer; by a caller
         self._pings_waiting = 0  # of callers
         self._pinged_at: float | None = None  # by keepalive
+        self._pinged_with = b""  # its last ping's payload
         self._held_since: float | None = None  # since when reading is held back by our own side
 
         self._wire = adapt(handover.transport)
@@ -521,7 +523,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._pinged_at is None or self.config.ping_timeout is None:
             _logger.debug("%s: a keepalive ping", self.connection)
             self._pinged_at = now
-            self._protocol.ping(self._fresh_ping_payload())
+            if self._pinged_with:  # a peer that never answers costs no memory
+                self._protocol.pings.pop(self._pinged_with, None)
+            self._pinged_with = self._fresh_ping_payload()
+            self._protocol.ping(self._pinged_with)
             self._flush_soon()
             return
         self._protocol.time_out()
