@@ -67,7 +67,11 @@ class AbnormalClosure(WsStreamError):
 
 
 class ConnectionLost(WsStreamError):
-    """The transport ended or broke before the peer's Close (close code 1006)."""
+    """The transport ended or broke before both Closes had passed (RFC 6455, 7.1.4).
+
+    Before the peer's Close, the stream is truncated (close code 1006). After it, only our answer
+    is lost: what the peer sent is complete, what was sent to it may not be.
+    """
 
 
 class KeepaliveTimeout(WsStreamError):

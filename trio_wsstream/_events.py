@@ -64,7 +64,10 @@ class TextReceived(WsEvent):
 
 @attrs.frozen
 class ErrorOccurred(WsEvent):
-    """The stream failed. What `~WsByteStream.receive_some` raises has the same error as cause."""
+    """The stream failed. What its methods raise has the same error as cause.
+
+    But after the peer's Close `~WsByteStream.receive_some` goes on to tell that.
+    """
 
     error: WsStreamError
 
