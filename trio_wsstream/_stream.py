@@ -30,6 +30,8 @@ looks again: the conditions are facts of `Protocol` and of this class, never mes
 *Ends.* `_begin_closing` starts the clock of `close_timeout`; `_is_over` says when there is nothing
 left to wait for; then `_attend` closes the transport and `_conclude` tells everybody. Who must not
 wait calls `_drop` instead. No task of the stream raises for what peer, network or callers do.
+Ctrl-C is not raised there either, nor where it would leave something half told
+(`enable_ki_protection`): Trio's main task gets it.
 """
 
 from __future__ import annotations
@@ -179,6 +181,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "subprotocol",
     )
 
+    @trio.lowlevel.enable_ki_protection
     def __init__(
         self,
         connection: WebSocketConnection,
@@ -421,6 +424,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     # The stream's own task
 
+    @trio.lowlevel.enable_ki_protection
     async def _attend(self) -> None:
         """Read while no caller does, keep alive, and close the transport in the end."""
         try:
@@ -480,6 +484,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             assert self._scope is not None
             self._scope.deadline = min(self._scope.deadline, reads_at)
 
+    @trio.lowlevel.enable_ki_protection
     def _wake(self) -> None:
         """Have the task look again at what is due."""
         if self._napping is not None:  # as its scope would, but that takes longer
@@ -714,6 +719,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._close_is_out = protocol.close_sent is not None
             self._after_flush()
 
+    @trio.lowlevel.enable_ki_protection
     async def _flush(self, data: bytes) -> None:
         """With the turn to write: send what is left of that, and end TCP after a failure."""
         protocol = self._protocol
@@ -743,6 +749,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._news.unpark_all()
             self._wake()
 
+    @trio.lowlevel.enable_ki_protection
     async def _wait_for_trio_websocket(self) -> None:
         """Its tasks were in the transport with frames when it was taken over."""
         try:
@@ -863,6 +870,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         finally:  # it is closed, even if that was cancelled
             self._conclude()
 
+    @trio.lowlevel.enable_ki_protection
     def _conclude(self) -> None:
         """The transport is closed: tell everybody."""
         if self.closed is None:
