@@ -291,9 +291,9 @@ async def test_a_cancelled_block_drops_the_transport_and_hides_nothing() -> None
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("error", [None, ValueError("of the user")])
+@pytest.mark.parametrize("error", [None, ValueError("of the user"), KeyboardInterrupt()])
 async def test_an_exception_under_a_cancelled_scope_comes_out_as_it_was(
-    error: Exception | None, strict: bool, monkeypatch: pytest.MonkeyPatch
+    error: BaseException | None, strict: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stream's task is cancelled too; that makes no group of it, and hides nothing.
 
@@ -301,7 +301,7 @@ async def test_an_exception_under_a_cancelled_scope_comes_out_as_it_was(
     """
     runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
     monkeypatch.setattr(runner, "strict_exception_groups", strict)
-    expected = ValueError if error else trio.Cancelled
+    expected = type(error) if error else trio.Cancelled
     async with echo_server() as url:
         with trio.CancelScope() as scope, pytest.raises(expected) as caught:
             async with open_ws_stream(url):

@@ -805,13 +805,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     ) -> None:
         if exc_value is None:
             await self.aclose()
-        elif isinstance(exc_value, Exception):
-            try:
+            return
+        try:
+            if isinstance(exc_value, Exception):
                 await self.aclose(1011)
-            except trio.Cancelled:
-                pass  # what comes out of the block is the exception that tells more
-        else:
-            await self._drop()
+            else:
+                await self._drop()
+        except trio.Cancelled:
+            pass  # what comes out of the block is the exception that tells more
 
     def _begin_closing(self) -> None:
         """Start the clock, and let nobody hold up the end."""
