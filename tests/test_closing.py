@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -854,6 +855,19 @@ async def test_an_answer_that_was_held_back_begins_the_closing(
         with trio.move_on_after(100):
             await all_events(stream.subscribe())
         assert trio.current_time() - started == (stream.config.close_timeout if client else 0)
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_closing_that_may_take_for_ever_ends_as_soon_as_it_can(by_client: bool) -> None:
+    async with background() as nursery:
+        ends = await stream_pair(nursery, config=StreamConfig(close_timeout=math.inf))
+        closing, other = ends if by_client else reversed(ends)
+        subscription = other.subscribe(math.inf, backpressure=True)
+        with trio.fail_after(4):
+            await closing.aclose()
+            assert await end_of(other) == (b"", None)
+            assert (await all_events(subscription))[-1] == other.closed
+        assert [stream.closed for stream in ends] == [StreamClosed(1000, "", True, None)] * 2
 
 
 async def test_a_held_answer_has_no_timeout(autojump_clock: MockClock) -> None:

@@ -149,6 +149,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_heard_at",
         "_held_since",
         "_is_closed_here",
+        "_is_closing",
         "_is_dozing",
         "_is_reading",
         "_is_receiving",
@@ -216,7 +217,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         )
         self._is_closed_here = False  # by aclose, or because its transport was dropped
         self._has_sent_eof = False
-        self._close_deadline = math.inf
+        self._is_closing = False
+        self._close_deadline = math.inf  # of the closing
         self._news = trio.lowlevel.ParkingLot()
 
         # In the end, the transport's own.
@@ -821,7 +823,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 subscription.backpressure = False
             if self._is_stalled:
                 self._stall_scope.cancel()
-        if self._close_deadline == math.inf:
+        if not self._is_closing:
+            self._is_closing = True
             _logger.debug("%s: closing begins", self.connection)
             self._close_deadline = trio.current_time() + self.config.close_timeout
             self._news.unpark_all()
@@ -832,7 +835,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         protocol = self._protocol
         if self.closed is not None or protocol.tcp_ended:
             return True
-        if self._close_deadline == math.inf:
+        if not self._is_closing:
             return False
         if trio.current_time() >= self._close_deadline:
             return True
@@ -919,7 +922,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         else:
             self._subscriptions = [s for s in self._subscriptions if not s.is_over]
             self._subscriptions.append(subscription)
-            if self._close_deadline < math.inf:
+            if self._is_closing:
                 subscription.backpressure = False
         return subscription.receive_channel
 
