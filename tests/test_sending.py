@@ -232,6 +232,30 @@ async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_w
         assert await peer.receive() == (BINARY, b"what comes next")
 
 
+@pytest.mark.parametrize("max_message_size", [65536, 1 << 26])
+@pytest.mark.parametrize("transport", ["lockstep", "tcp", "tls"])
+@pytest.mark.parametrize("client", [True, False])
+async def test_a_buffer_can_be_resized_as_soon_as_its_sending_was_cancelled(
+    client: bool, transport: str, max_message_size: int
+) -> None:
+    config = StreamConfig(max_message_size=max_message_size)
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, transport, config, client=client)
+        data = bytearray(30_000_000)
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_when_all_is_blocked, scope)
+            try:
+                await stream.send_all(data)
+            finally:
+                data.clear()  # with the exception and its traceback still there
+        assert scope.cancelled_caught
+
+
+async def cancel_when_all_is_blocked(scope: trio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
 # Two frames in one write
 
 

@@ -602,8 +602,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     while protocol.can_send and not wire.failure:
                         since = trio.current_time()
                         while start < size and len(frames) < _TWO_FRAMES:
-                            part = view if size <= limit else view[start : start + limit]
-                            frames += protocol.encode_message(part)
+                            frames += protocol.encode_message(
+                                view if size <= limit else view[start : start + limit]
+                            )
                             start += limit
                         written = await wire.write(frames)
                         self._note_progress(since)
@@ -619,6 +620,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 raise self._send_error()
         finally:
             self._is_sending = False
+            if not is_plain:  # an exception's traceback would keep the caller's buffer
+                for buffer in (view, *frames):
+                    if isinstance(buffer, memoryview):
+                        buffer.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the transport would probably take some bytes without delay.

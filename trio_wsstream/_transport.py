@@ -193,7 +193,8 @@ class SocketTransport(_Transport):
             while rest:
                 rest = rest[await self._write_when_writable((rest,)) :]
         finally:
-            self._rest = bytes(rest)  # the caller's buffer is its own again
+            self._rest = bytes(rest)
+            rest.release()  # the caller's buffer is its own again
 
 
 def adapt(stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
