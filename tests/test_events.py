@@ -23,6 +23,7 @@ from trio_wsstream import (
     WsByteStream,
     WsEvent,
 )
+from trio_wsstream._events import Subscription
 
 from .pairs import (
     BINARY,
@@ -200,6 +201,28 @@ async def test_closing_the_channel_ends_the_subscription() -> None:
         assert await stream.receive_some() == b"x"
         stream.subscribe()
         assert len(stream._subscriptions) == 1
+
+
+async def test_subscribing_costs_no_more_the_more_have_subscribed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor is anything left of those that have come and gone."""
+    asked = 0
+
+    def is_over(subscription: Subscription) -> bool:
+        nonlocal asked
+        asked += 1
+        return real_is_over(subscription)
+
+    real_is_over = Subscription.is_over.fget
+    monkeypatch.setattr(Subscription, "is_over", property(is_over))
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery)
+        channels = [stream.subscribe() for _ in range(1000)]
+        assert asked < 2 * len(channels)
+        for _ in range(5000):
+            stream.subscribe().close()
+        assert len(stream._subscriptions) < 2 * len(channels) + 2
 
 
 @pytest.mark.parametrize(

@@ -925,7 +925,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self.closed is not None:
             subscription.end(self.closed)
         else:
-            self._subscriptions = [s for s in self._subscriptions if not s.is_over]
+            count = len(self._subscriptions)
+            if count & (count - 1) == 0:  # rarely, so that many do not cost more each
+                self._subscriptions = [s for s in self._subscriptions if not s.is_over]
             self._subscriptions.append(subscription)
             if self._is_closing:
                 subscription.backpressure = False
