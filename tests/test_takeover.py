@@ -38,6 +38,7 @@ from trio_wsstream import (
 
 from .pairs import (
     BINARY,
+    CLIENT_HANDSHAKE,
     CLOSE,
     CONT,
     PING,
@@ -49,6 +50,7 @@ from .pairs import (
     connection_pair,
     frame,
     handshake,
+    receive_head,
 )
 
 CONFIG = StreamConfig(text=TextPolicy.AS_BYTES)
@@ -619,6 +621,24 @@ async def test_after_a_violation(
 
 
 @both_sides
+async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
+    for steps in range(8):
+        for _ in range(5):  # in one order or another
+            async with meeting(client=client) as our:
+                await wait_all_tasks_blocked()
+                await our.peer.transport.send_all(as_said_to(b"\xc2\x00", client=client))
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                stream, happened = our.take_over()
+                received, error = await receive_and_break(stream)
+                assert received == b""
+                assert isinstance(error, ProtocolViolation)
+                assert error.close_code == 1002
+                await stream.aclose()
+            assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
+
+
+@both_sides
 async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"))
@@ -724,6 +744,61 @@ async def test_after_the_transport_was_lost(
     assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
 
 
+@both_sides
+async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
+    for steps in range(4):
+        for _ in range(5):  # in one order or another
+            async with meeting(client=client) as our:
+                await wait_all_tasks_blocked()
+                await our.peer.transport.aclose()
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                stream, _ = our.take_over()
+                received, error = await receive_and_break(stream)
+                assert received == b""
+                assert isinstance(error, ConnectionLost)
+                await stream.aclose()
+
+
+@both_sides
+async def test_a_loss_that_only_senders_have_met_is_one(client: bool) -> None:
+    """The reader task is still in the transport, and nothing comes."""
+    ends = []
+
+    def note(ours: trio.StapledStream[trio.testing.MemorySendStream, Any]) -> Any:
+        ends.append(ours.send_stream)
+        return ours
+
+    async def fail() -> None:
+        ends[-1].get_data_nowait()
+        raise trio.BrokenResourceError
+
+    async def send(connection: WebSocketConnection) -> None:
+        with pytest.raises(trio_websocket.ConnectionClosed):
+            await connection.send_message(b"lost")
+
+    taken_over_at = []
+    for steps in range(12):
+        async with meeting(client=client, wrap=note) as our:
+            await wait_all_tasks_blocked()
+            ends[-1].send_all_hook = fail
+            for _ in range(2):
+                our.nursery.start_soon(send, our.connection)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            if our.connection.closed is None:
+                await our.peer.transport.aclose()
+                continue
+            taken_over_at.append(steps)
+            stream, happened = our.take_over()
+            received, error = await receive_and_break(stream)
+            assert received == b""
+            assert isinstance(error, ConnectionLost)
+            await stream.aclose()
+        assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
+    assert taken_over_at
+
+
 # While trio-websocket is sending
 
 
@@ -826,6 +901,25 @@ async def test_frames_that_wait_for_trio_websockets_lock_go_out_whole_and_first(
 
 
 @both_sides
+async def test_a_message_that_is_being_sent_to_a_socket_goes_out_whole(client: bool) -> None:
+    ends = await TRANSPORTS["unix"]()
+    ours, theirs = ends if client else reversed(ends)
+    async with trio.open_nursery() as nursery:
+        connection = await handshake(nursery, ours, theirs, client=client)
+        nursery.start_soon(connection.send_message, NOISE)
+        await wait_all_tasks_blocked()
+        stream = WsByteStream(connection, nursery)
+        nursery.start_soon(stream.send_all, b"after it")
+        await wait_all_tasks_blocked()
+        peer = RawPeer(theirs, masked=not client)
+        assert await peer.receive() == (BINARY, NOISE)
+        assert await peer.receive() == (BINARY, b"after it")
+        await peer.send(CLOSE)
+        assert await peer.receive() == (CLOSE, b"")
+        await theirs.aclose()
+
+
+@both_sides
 async def test_a_close_that_trio_websocket_has_encoded_counts_as_sent(client: bool) -> None:
     gate = Gate()
     async with meeting(client=client, wrap=gate) as our:
@@ -881,6 +975,44 @@ async def test_a_pong_that_never_gets_out_holds_up_no_end(
         assert trio.current_time() == started_at + 3
         await our.peer.transport.aclose()
     assert (our.heard, happened) == ([], [StreamClosed(1006, "", False, None)])
+
+
+# What becomes of the connection
+
+
+@both_sides
+async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client: bool) -> None:
+    async with meeting(client=client) as our:
+        told = trio.Event()
+
+        async def get_message() -> None:
+            with pytest.raises(trio_websocket.ConnectionClosed, match="taken over"):
+                await our.connection.get_message()
+            told.set()
+
+        our.nursery.start_soon(get_message)
+        await wait_all_tasks_blocked()
+        stream, _ = our.take_over()
+        await told.wait()  # with nothing from the peer
+        await our.say((CLOSE, b""))
+        await stream.aclose()
+
+
+async def test_a_request_whose_connection_was_taken_over_sends_nothing_more() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        await theirs.send_all(CLIENT_HANDSHAKE)
+        request = await trio_websocket.wrap_server_stream(nursery, ours)
+        stream = WsByteStream(await request.accept(), nursery)
+        await receive_head(theirs)
+        with pytest.raises(trio_websocket.ConnectionClosed, match="taken over"):
+            await request.accept()
+        with pytest.raises(trio_websocket.ConnectionClosed, match="taken over"):
+            await request.reject(403)
+        peer = RawPeer(theirs, masked=True)
+        await peer.send(CLOSE)
+        assert await peer.receive() == (CLOSE, b"")
+        await stream.aclose()
 
 
 # Refusals
@@ -1086,7 +1218,6 @@ async def test_a_nursery_that_is_closed_is_refused(client: bool) -> None:
 
 
 INSIDES: Final = [
-    "_close_handshake",
     "_close_reason",
     "_message_parts",
     "_open_handshake",

@@ -296,8 +296,7 @@ def _check_state(connection: Any) -> None:
     if connection._wsproto.connection._proto.extensions:
         raise TakeoverError("an extension was negotiated")
     is_closing = connection._wsproto.state is ConnectionState.LOCAL_CLOSING
-    has_broken = _has_broken(connection) and not connection._stream_lock.locked()
-    if connection._recv_channel._closed or (is_closing and not has_broken):
+    if connection._recv_channel._closed or (is_closing and not _has_broken(connection)):
         raise TakeoverError(f"this side has closed the connection: {connection.closed}")
     if connection._pings and (
         connection._stream_lock.locked()
@@ -320,7 +319,6 @@ def _knows_insides(connection: Any) -> bool:
         and isinstance(connection._recv_channel._closed, bool)
         and isinstance(connection._message_parts, list)
         and isinstance(connection._reader_running, bool)
-        and isinstance(connection._close_handshake, trio.Event)
         and isinstance(connection._close_reason, CloseReason | None)
         and all(isinstance(pong, trio.Event) for pong in connection._pings.values())
         and callable(connection._aclose)
@@ -350,16 +348,18 @@ def _versions() -> str:
 def _is_lost(connection: WebSocketConnection) -> bool:
     """Whether trio-websocket has found the transport gone."""
     reason = connection._close_reason
-    return reason is not None and reason.code == 1006 and connection._close_handshake.is_set()
+    return reason is not None and reason.code == 1006
 
 
 def _has_broken(connection: WebSocketConnection) -> bool:
     """Whether trio-websocket has found the transport gone, or a violation, and no Close.
 
-    It makes its wsproto object send a Close all the same, and throws that away.
+    It makes its wsproto object send a Close all the same, and throws that away. But after a
+    violation, what is being sent may be the Close of an ``aclose``.
     """
     reason = connection._close_reason
-    return _is_lost(connection) or (reason is not None and reason.code in (1002, 1007))
+    has_violation = reason is not None and reason.code in (1002, 1007)
+    return _is_lost(connection) or (has_violation and not connection._stream_lock.locked())
 
 
 class Handover:
