@@ -324,8 +324,8 @@ class Protocol:
         self._events.append(CloseReceived(*close))
         complete = close.code in (1000, 1001, 1005) and not self._decoder.is_inside_message
         if not complete:
-            self.error = self.error or AbnormalClosure(*close)
-        self._end(None if complete else self.error)
+            self.error = AbnormalClosure(*close)
+        self._end(self.error)
         self.pings.clear()
         if self.close_sent is None and self._close_owed is None:
             self.is_held = complete and self._holds_back(close)

@@ -15,7 +15,6 @@ take a fifth of what 1 KiB costs.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -170,9 +169,7 @@ class SocketTransport(_Transport):
             return len(buffers)
         except OSError as error:
             self.note_failure(error)
-            if error.errno in (errno.EBADF, errno.ENOTSOCK):
-                raise trio.ClosedResourceError("the socket was closed") from None
-            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+            raise trio.BrokenResourceError(self.failure) from error
 
     async def aclose(self, _: float) -> None:
         """As `StreamTransport.aclose`: a socket does not wait."""
