@@ -264,3 +264,21 @@ async def background() -> AsyncGenerator[trio.Nursery, None]:
     async with trio.open_nursery() as nursery:
         yield nursery
         nursery.cancel_scope.cancel()
+
+
+# Schedules
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels ``scope``, which the current task is in, after ``count`` steps of that task."""
+
+    def __init__(self, scope: trio.CancelScope, count: int) -> None:
+        self._task = trio.lowlevel.current_task()
+        self._scope = scope
+        self._left = count
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            if not self._left:
+                self._scope.cancel()
+            self._left -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -194,8 +195,8 @@ async def test_an_unbounded_channel_loses_nothing() -> None:
 async def test_closing_the_channel_ends_the_subscription() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
-        for backpressure in (False, True):
-            stream.subscribe(0, backpressure=backpressure).close()
+        for size, backpressure in itertools.product((0, 1), (False, True)):
+            stream.subscribe(size, backpressure=backpressure).close()
         await send_pings(peer, 1)
         await peer.send(BINARY, b"x")
         assert await stream.receive_some() == b"x"

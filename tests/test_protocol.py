@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -116,6 +117,16 @@ def test_a_message_is_encoded_as_its_receiver_decodes_it(client: bool) -> None:
     header, payload = make(client=client).encode_message(b"payload")
     assert tell(peer, header + bytes(payload)) == []
     assert read(peer) == b"payload"
+
+
+@SERVER_OR_CLIENT
+def test_what_is_told_in_the_log_is_encoded_and_decoded_alike(
+    client: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "trio_wsstream")
+    test_a_message_is_encoded_as_its_receiver_decodes_it(client)
+    assert "> a binary message of 7 bytes" in caplog.text
+    assert "< 7 bytes of binary payload" in caplog.text
 
 
 def test_decoding_stops_after_so_many_steps_and_goes_on_with_more() -> None:
@@ -569,9 +580,13 @@ def test_a_transport_that_ends_without_a_close_is_lost(was_open: bool) -> None:
     assert protocol.closed(close_is_out=not was_open) == StreamClosed(1006, "", False, error)
 
 
-def test_a_lost_connection_tells_why() -> None:
+@pytest.mark.parametrize("has_closed", [False, True])
+def test_a_lost_connection_tells_why(has_closed: bool) -> None:
     protocol = make()
+    if has_closed:
+        hear_close(protocol, NORMAL)
     protocol.receive_eof("the cable was cut")
+    assert isinstance(protocol.error, ConnectionLost)
     assert str(protocol.error).startswith("the cable was cut")
 
 
@@ -707,6 +722,7 @@ def test_whatever_comes_after_the_end_is_ignored(end: Any, in_one_read: bool) ->
         return [getattr(protocol, name) for name in names]
 
     before = state()
+    assert protocol.receive_message(frame(BINARY, b"data", masked=True)) is None
     for chunk in [more] if in_one_read else [more[i : i + 1] for i in range(len(more))]:
         assert tell(protocol, chunk) == []
     assert state() == before
@@ -956,6 +972,15 @@ def test_a_whole_piece_goes_through_a_receive_buffer_uncopied(max_bytes: int | N
     buffer, piece = ReceiveBuffer(), bytes(100_000)
     buffer.add([piece])
     assert buffer.take(max_bytes) is piece
+
+
+def test_a_whole_piece_is_uncopied_too_after_another_in_two_parts_and_after_nothing() -> None:
+    buffer, piece = ReceiveBuffer(), bytes(100_000)
+    buffer.add([piece])
+    assert buffer.take(1) + buffer.take(None) == piece
+    buffer.add([b""])
+    buffer.add([piece])
+    assert buffer.take(None) is piece
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 4096])

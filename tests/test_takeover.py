@@ -45,6 +45,7 @@ from .pairs import (
     PONG,
     TEXT,
     TRANSPORTS,
+    CancelAtStep,
     RawPeer,
     close_payload,
     connection_pair,
@@ -279,21 +280,6 @@ async def test_with_room_for_all_a_ping_is_answered_by_whom_its_last_byte_reache
 
 
 # Between any two steps
-
-
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels ``scope``, which the current task is in, after ``count`` steps of that task."""
-
-    def __init__(self, scope: trio.CancelScope, count: int) -> None:
-        self._task = trio.lowlevel.current_task()
-        self._scope = scope
-        self._left = count
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            if not self._left:
-                self._scope.cancel()
-            self._left -= 1
 
 
 async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:

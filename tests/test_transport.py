@@ -1,0 +1,213 @@
+"""The transport alone: how much is written, what a cancellation leaves, what breaks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_wsstream._transport import SocketTransport, StreamTransport, adapt, why_broken
+
+from .pairs import CancelAtStep, unix_transport
+
+LONG = bytes(range(256)) * 200
+"""More than a socket of `unix_transport` takes at once."""
+
+
+async def socket_and_peer() -> tuple[SocketTransport, trio.SocketStream]:
+    ours, theirs = await unix_transport()
+    wire = adapt(ours)
+    assert isinstance(wire, SocketTransport)
+    return wire, theirs
+
+
+class Faulty(trio.abc.Stream):
+    """Raises ``error`` when it sends, and takes ``seconds`` to be closed."""
+
+    def __init__(self, error: Exception | None = None, seconds: float = 0) -> None:
+        self.error = error
+        self.seconds = seconds
+        self.has_closed_well = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.error is None:
+            await trio.sleep_forever()
+        else:
+            raise self.error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return b""
+
+    async def aclose(self) -> None:
+        await trio.sleep(self.seconds)
+        self.has_closed_well = True
+
+
+# Any stream
+
+
+@pytest.mark.parametrize("error", [trio.BrokenResourceError("x"), trio.ClosedResourceError("x")])
+async def test_a_stream_that_breaks_has_cut_off_nothing_that_could_have_gone_on(
+    error: Exception,
+) -> None:
+    wire = adapt(Faulty(error))
+    with pytest.raises(type(error)):
+        await wire.write((b"header", b"payload"))
+    assert wire.failure == f"the transport broke: {error!r}"
+    assert not wire.is_cut_off
+
+
+async def test_a_bug_of_a_stream_comes_out_and_has_cut_off_a_frame() -> None:
+    wire = adapt(Faulty(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        await wire.write((b"header", b"payload"))
+    assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+
+
+async def test_a_cancelled_write_to_a_stream_is_cancelled_and_has_cut_off_a_frame() -> None:
+    wire = adapt(Faulty())
+    with trio.CancelScope() as scope:
+        trio.lowlevel.add_instrument(instrument := CancelAtStep(scope, 0))
+        await wire.write((b"header", b"payload"))
+    trio.lowlevel.remove_instrument(instrument)
+    assert scope.cancelled_caught
+    assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+
+
+@pytest.mark.parametrize(("seconds", "well"), [(2, True), (4, False)])
+async def test_a_stream_may_take_its_time_to_be_closed_but_no_more(
+    seconds: float, well: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    stream = Faulty(seconds=seconds)
+    started_at = trio.current_time()
+    await adapt(stream).aclose(started_at + 3)
+    assert stream.has_closed_well is well
+    assert trio.current_time() - started_at == min(3, seconds)
+
+
+def test_an_error_is_told_by_what_it_stands_for() -> None:
+    error = trio.BrokenResourceError("in Trio's words")
+    assert why_broken(error) == 'the transport broke: BrokenResourceError("in Trio\'s words")'
+    error.__cause__ = ConnectionResetError(104, "reset")
+    assert why_broken(error) == "the transport broke: ConnectionResetError(104, 'reset')"
+
+
+async def test_without_gathered_writes_a_socket_is_a_stream_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "writev")
+    ours, theirs = await unix_transport()
+    async with ours, theirs:
+        assert isinstance(adapt(ours), StreamTransport)
+
+
+# Sockets: reading
+
+
+async def test_a_socket_gives_as_many_bytes_as_were_asked_for() -> None:
+    wire, peer = await socket_and_peer()
+    async with peer, wire._stream:
+        await peer.send_all(b"1234567")
+        for count, data in ((1, b"1"), (3, b"234"), (4, b"567")):
+            assert await wire.receive_some(count) == data
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_cancelled_read_of_a_socket_loses_nothing(steps: int, comes_late: bool) -> None:
+    wire, peer = await socket_and_peer()
+    data = b""
+    async with peer, wire._stream, trio.open_nursery() as nursery:
+        if comes_late:
+            nursery.start_soon(peer.send_all, b"data")
+        else:
+            await peer.send_all(b"data")
+        with trio.CancelScope() as scope:
+            trio.lowlevel.add_instrument(instrument := CancelAtStep(scope, steps))
+            data = await wire.receive_some(10)
+        trio.lowlevel.remove_instrument(instrument)
+        assert data or await wire.receive_some(10) == b"data"
+
+
+async def test_a_read_of_a_socket_is_a_checkpoint_and_reads_nothing_if_cancelled_before() -> None:
+    wire, peer = await socket_and_peer()
+    async with peer, wire._stream:
+        await peer.send_all(b"12")
+        with trio.testing.assert_checkpoints():
+            assert await wire.receive_some(1) == b"1"
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await wire.receive_some(1)
+        assert scope.cancelled_caught
+        assert await wire.receive_some(1) == b"2"
+
+
+async def test_a_socket_that_was_readable_for_nothing_is_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire, peer = await socket_and_peer()
+    wait_readable, calls = trio.lowlevel.wait_readable, []
+
+    async def wake_for_nothing(socket: Any) -> None:
+        calls.append(socket)
+        if len(calls) == 1:
+            await trio.lowlevel.checkpoint()
+            return
+        await peer.send_all(b"data")
+        await wait_readable(socket)
+
+    async with peer, wire._stream:
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", wake_for_nothing)
+        assert await wire.receive_some(10) == b"data"
+    assert len(calls) == 2
+
+
+# Sockets: writing
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_what_a_cancelled_write_to_a_socket_leaves_goes_out_before_the_next(
+    steps: int,
+) -> None:
+    wire, peer = await socket_and_peer()
+    received = b""
+    async with peer, trio.open_nursery() as nursery:
+
+        async def write() -> None:
+            with trio.CancelScope() as scope:
+                trio.lowlevel.add_instrument(instrument := CancelAtStep(scope, steps))
+                await wire.write((b"header", LONG))
+            trio.lowlevel.remove_instrument(instrument)
+            assert scope.cancelled_caught
+            await wire.write((b"next", b""))
+            await wire.aclose(0)
+
+        nursery.start_soon(write)
+        async for data in peer:
+            received += data
+    assert received == b"header" + LONG + b"next"
+
+
+async def test_a_socket_that_was_closed_is_a_failure_and_leaves_nothing_to_write() -> None:
+    wire, peer = await socket_and_peer()
+    async with peer:
+        await wire.aclose(0)
+        with pytest.raises(trio.BrokenResourceError, match="Bad file descriptor"):
+            await wire.write((b"header", b"payload"))
+        assert "Bad file descriptor" in wire.failure
+        assert wire.write_now(b"a frame") == b""
+
+
+async def test_a_socket_whose_peer_has_gone_fails_at_once() -> None:
+    wire, peer = await socket_and_peer()
+    await peer.aclose()
+    async with wire._stream:
+        assert wire.write_now(b"a frame") == b""
+        assert "Broken pipe" in wire.failure
+        assert not wire.is_cut_off
