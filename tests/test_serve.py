@@ -230,14 +230,17 @@ async def test_a_second_accept_is_busy_and_a_cancelled_one_loses_nobody() -> Non
                 await listener.accept()
             transports = [await transport_listener.connect() for _ in range(3)]
             await wait_all_tasks_blocked()
-        for transport in transports:  # while nobody is in accept
-            await transport.send_all(CLIENT_HANDSHAKE)
+        for number, transport in enumerate(transports):  # while nobody is in accept
+            hello = frame(BINARY, b"%d" % number, masked=True)
+            await transport.send_all(CLIENT_HANDSHAKE + hello)
             assert (await receive_head(transport)).startswith(b"HTTP/1.1 101 ")
+            await wait_all_tasks_blocked()
         with trio.CancelScope() as scope:
             scope.cancel()
             await listener.accept()
         assert scope.cancelled_caught
-        assert len({await listener.accept() for _ in transports}) == 3
+        for number in range(3):  # first come, first served
+            assert await (await listener.accept()).receive_some() == b"%d" % number
 
 
 async def test_of_two_accepts_that_begin_at_once_one_is_busy_and_one_gets_the_client() -> None:
@@ -667,10 +670,11 @@ async def test_a_client_that_hangs_up_anywhere_in_the_handshake_leaves_nothing()
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", CLIENT_HANDSHAKE])
-async def test_a_client_that_hangs_up_before_it_is_refused_is_no_error_of_ours(
-    said: bytes, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("path", ["/", "/elsewhere"])
+async def test_a_client_that_hangs_up_before_it_is_answered_is_no_error_of_ours(
+    path: str, said: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with memory_server(path="/elsewhere") as listener:
+    async with memory_server(path=path) as listener:
         ours, theirs = trio.testing.memory_stream_pair()
         await ours.send_all(said)
         await ours.aclose()
@@ -821,6 +825,30 @@ async def test_serve_ws_serves_and_closes_when_the_handler_returns(tls: bool) ->
             await stream.send_all(b"hello")
             assert await receive_all(stream) == b"hello"
         assert stream.closed == StreamClosed(1000, "", True, None)
+
+
+async def test_a_client_that_ends_tcp_inside_tls_has_ended_it_as_any_other() -> None:
+    """Many do: neither HTTPS nor WebSockets need TLS's own word for it."""
+    lost: list[BaseException | None] = []
+    has_ended = trio.Event()
+
+    async def handler(stream: WsByteStream) -> None:
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await stream.receive_some()
+        lost.append(broken.value.__cause__)
+        has_ended.set()
+
+    async with background() as nursery:
+        serve = partial(serve_ws, handler, "127.0.0.1", 0, SERVER_TLS)
+        _, port = address_of((await nursery.start(serve))[0])
+        transport = await trio.open_ssl_over_tcp_stream(
+            "localhost", port, ssl_context=CLIENT_TLS, https_compatible=True
+        )
+        await transport.send_all(CLIENT_HANDSHAKE)
+        await receive_head(transport)
+        await transport.aclose()
+        await has_ended.wait()
+    assert lost == [ConnectionLost("the transport ended before the peer's Close")]
 
 
 async def test_serve_ws_has_the_options_of_the_listener() -> None:

@@ -115,7 +115,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self._accepting = trio.CancelScope()  # of the transport listener's accept
 
     async def accept(self) -> WsByteStream:
-        """Wait for a client that has finished its opening handshake.
+        """Wait for a client that has finished its opening handshake. First come, first served.
 
         Raises:
           trio.ClosedResourceError: the listener is closed.
