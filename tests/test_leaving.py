@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 import trio_websocket
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
 from trio_wsstream import (
@@ -61,7 +61,10 @@ async def check_spent(
 @pytest.mark.parametrize("queued", [0, 1, 3])
 @both_sides
 async def test_a_spent_connection_says_who_took_it(
-    client: bool, queued: int, use: Callable[[WebSocketConnection], Awaitable[object]]
+    client: bool,
+    queued: int,
+    use: Callable[[WebSocketConnection], Awaitable[object]],
+    mock_clock: MockClock,  # stands still, so that the stream has not met the Close before
 ) -> None:
     """Also when its reader was held up by a full queue, with a Close behind."""
     async with meeting(client=client, message_queue_size=1) as our:
