@@ -53,7 +53,7 @@ class Tunnel:
         self.number = number
         self.ws = ws
         self.local = local
-        self.has_failed = False
+        self.failure = ""  # why it has failed
         self._both_ways = trio.CancelScope()
         self._outgoing = trio.CancelScope()
 
@@ -69,11 +69,11 @@ class Tunnel:
                         with self._outgoing:
                             await self._pump("outgoing", self.local, self.ws)
                     nursery.cancel_scope.cancel()
-            if self.has_failed:
+            if self.failure:
                 await trio.aclose_forcefully(self.ws)
             elif isinstance(self.local, trio.SocketStream):
                 reset_when_closed(self.local, False)
-        log.info("#%d: %s", self.number, "reset" if self.has_failed else "closed")
+        log.info("#%d: %s", self.number, f"reset: {self.failure}" if self.failure else "closed")
 
     async def _pump(
         self, direction: str, source: trio.abc.Stream, sink: trio.abc.HalfCloseableStream
@@ -86,18 +86,18 @@ class Tunnel:
             await sink.send_eof()
             end = "ended"
         except trio.BrokenResourceError as error:
-            end = f"failed ({error.__cause__ or error})"
-            self._fail()
+            end = "failed"
+            self._fail(error.__cause__ or error)
         finally:
             log.info("#%d: %s %s after %d bytes", self.number, direction, end, count)
 
     async def _watch(self) -> None:
         """See the end of the WebSocket, also when there is nothing to receive or send."""
         async for closed in self.ws.subscribe(kinds=StreamClosed):
-            if isinstance(closed, StreamClosed) and closed.error is None:
-                self._outgoing.cancel()  # nobody receives any more; what has come may go on
+            if isinstance(closed, StreamClosed) and closed.error is not None:
+                self._fail(closed.error)
             else:
-                self._fail()
+                self._outgoing.cancel()  # nobody receives any more; what has come may go on
 
     async def _show_life(self) -> None:
         """Ping, also while the local side pauses and nothing is received.
@@ -112,8 +112,8 @@ class Tunnel:
                     await self.ws.ping()
                     await trio.sleep_forever()
 
-    def _fail(self) -> None:
-        self.has_failed = True
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or str(error) or repr(error)
         self._both_ways.cancel()
 
 
@@ -129,7 +129,7 @@ async def carry_to_server(options: argparse.Namespace, number: int, local: Local
         ) as ws:
             tunnel = Tunnel(number, ws, local)
             await tunnel.carry()
-            return not tunnel.has_failed
+            return not tunnel.failure
     except (HandshakeError, ValueError) as error:  # the latter for a name that no host can have
         log.error("#%d: cannot open %s: %r", number, options.url, error)
         return False

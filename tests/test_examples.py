@@ -343,7 +343,7 @@ async def test_an_abnormal_close_resets_the_target() -> None:
         await ends.client.send_all(b"half of the da")
         await ends.client.aclose(4000)
         await expect_reset(ends.target)
-        await ends.serving.says("#1: incoming failed .*4000")
+        await ends.serving.says("#1: reset: .*4000")
 
 
 async def test_a_websocket_lost_after_its_half_close_resets_the_target() -> None:
