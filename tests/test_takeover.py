@@ -984,6 +984,22 @@ async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client:
         await stream.aclose()
 
 
+@both_sides
+async def test_from_a_socket_trio_websockets_reader_is_sent_away_at_once(client: bool) -> None:
+    async with meeting(client=client, transport="tcp") as our:
+
+        def is_there() -> bool:
+            return any("_reader_task" in task.name for task in our.nursery.child_tasks)
+
+        await wait_all_tasks_blocked()
+        assert is_there()
+        stream, _ = our.take_over()
+        await wait_all_tasks_blocked()  # with nothing from the peer
+        assert not is_there()
+        await our.say((CLOSE, b""))
+        await stream.aclose()
+
+
 async def test_a_request_whose_connection_was_taken_over_sends_nothing_more() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
