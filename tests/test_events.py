@@ -332,6 +332,18 @@ async def test_a_full_subscriber_holds_up_data_but_no_aclose() -> None:
         assert await all_events(events) == [ping(1), EventsLost(3), CLOSED]
 
 
+async def test_who_subscribes_while_the_stream_closes_holds_up_no_end() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        nursery.start_soon(stream.aclose)
+        await wait_all_tasks_blocked()
+        events = stream.subscribe(1, backpressure=True)
+        await send_pings(peer, 1, 2)
+        await peer.send(CLOSE, close_payload(1000))
+        await wait_all_tasks_blocked()
+        assert await all_events(events) == [ping(1), EventsLost(2), CLOSED]
+
+
 async def test_a_full_subscriber_holds_up_no_close_of_the_peer() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
