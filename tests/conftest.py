@@ -10,6 +10,8 @@ the test draws `hypothesis.strategies.random_module`. ``--hypothesis-profile=lon
 from __future__ import annotations
 
 import random
+import signal
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -41,3 +43,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     seed = item.config.getoption("schedule_seed")
     trio._core._run._r.seed(f"{seed} {item.nodeid}")
+
+
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """As in a terminal, also by programs that a test starts; shells have background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

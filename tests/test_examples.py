@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -524,14 +524,6 @@ async def test_what_cannot_be_served_is_told() -> None:
         wrong = await run(*TUNNEL[1:], "serve", "0", address, "--path", "db", status=1)
         assert "cannot serve: path must begin with /" in wrong.stderr
         assert "Traceback" not in taken.stderr + wrong.stderr
-
-
-@pytest.fixture
-def ctrl_c_is_heard() -> Iterator[None]:
-    """By programs that a test starts, as in a terminal; shells have background jobs ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c_is_heard")

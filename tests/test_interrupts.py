@@ -14,6 +14,8 @@ from trio_wsstream._events import Subscription
 
 from .pairs import PING, background, connection_pair, frame, memory_transport
 
+pytestmark = pytest.mark.usefixtures("ctrl_c_is_heard")
+
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
