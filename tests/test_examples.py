@@ -299,7 +299,7 @@ async def test_a_name_that_no_host_can_have_is_told_and_ends_nothing_else() -> N
                 with pytest.raises((OSError, trio.BrokenResourceError)):  # reset at once, perhaps
                     async with await trio.open_tcp_stream("127.0.0.1", port) as client:
                         await receive_all(client)
-        await serving.says("#2: cannot connect: .*idna")
+        await serving.says("#2: cannot connect: .*label")
         await listening_too.says("#2: cannot open ws://a..b/: .*must have a host")
 
 
