@@ -131,12 +131,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             await trio.lowlevel.checkpoint()
             while not self._opened:
                 with trio.CancelScope() as self._accepting:
-                    transport = await self.transport_listener.accept()
-                    try:
-                        self._begin(transport)
-                    except RuntimeError:  # the nursery has ended
-                        await trio.aclose_forcefully(transport)
-                        raise
+                    await self._begin(await self.transport_listener.accept())
             return self._opened.popleft()
         finally:
             self._is_accepting = False
@@ -153,9 +148,13 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                 while self._opened:
                     await trio.aclose_forcefully(self._opened.popleft())
 
-    def _begin(self, transport: trio.abc.Stream) -> None:
+    async def _begin(self, transport: trio.abc.Stream) -> None:
         scope = trio.CancelScope(deadline=trio.current_time() + self._connect_timeout)
-        self._nursery.start_soon(self._open, transport, scope)
+        try:
+            self._nursery.start_soon(self._open, transport, scope)
+        except RuntimeError:  # the nursery has ended
+            await trio.aclose_forcefully(transport)
+            raise
         self._pending[scope] = None
         if self._is_closed:  # while this one was accepted
             scope.cancel()
