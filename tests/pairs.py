@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -117,6 +118,25 @@ async def stream_pair(
         WsByteStream(client, nursery, config),
         WsByteStream(server, nursery, server_config or config),
     )
+
+
+# What is done to any stream
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Until its end."""
+    return b"".join([chunk async for chunk in stream])
+
+
+def reset(stream: trio.SocketStream) -> None:
+    """Have the other end see a reset instead of an end."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def cancel_when_all_is_blocked(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
 
 
 # A peer made by hand

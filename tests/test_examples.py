@@ -6,7 +6,6 @@ import importlib.util
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -31,7 +30,7 @@ from trio_wsstream import (
     serve_ws,
 )
 
-from .pairs import AUTHORITY, background, stream_pair
+from .pairs import AUTHORITY, background, receive_all, reset, stream_pair
 from .programs import EXAMPLES, LIMIT, TUNNEL, Program, port_of, tunnel
 
 DATA = bytes(range(256)) * 4000
@@ -182,10 +181,6 @@ async def ws_through_tunnel() -> AsyncGenerator[Ends, None]:
         yield Ends(stream, target, serving, None)
 
 
-async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
-    return b"".join([chunk async for chunk in stream])
-
-
 async def send_and_end(stream: trio.abc.HalfCloseableStream) -> None:
     await stream.send_all(DATA)
     await stream.send_eof()
@@ -201,11 +196,6 @@ async def expect_reset_of_a_client_of(listening: Program) -> None:
     with trio.socket.socket() as client, pytest.raises(ConnectionResetError):
         await client.connect(("127.0.0.1", await port_of(listening)))
         await client.recv(1)
-
-
-def reset(tcp: trio.SocketStream) -> None:
-    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    tcp.socket.close()
 
 
 @pytest.mark.parametrize("first", ["client", "target"])

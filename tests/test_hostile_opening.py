@@ -27,10 +27,11 @@ from .pairs import (
     RawPeer,
     close_payload,
     frame,
+    receive_all,
     receive_head,
     server_handshake,
 )
-from .test_serve import assert_works, memory_server, receive_all, request
+from .test_serve import assert_works, memory_server, request
 
 
 def count_tasks() -> int:

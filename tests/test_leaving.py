@@ -33,10 +33,11 @@ from .pairs import (
     SHORT,
     RawPeer,
     close_payload,
+    receive_all,
     receive_head,
     server_handshake,
 )
-from .test_takeover import Gate, both_sides, meeting, receive_all, receive_and_break
+from .test_takeover import Gate, both_sides, meeting, receive_and_break
 
 # The spent connection
 

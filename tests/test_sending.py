@@ -22,6 +22,7 @@ from .pairs import (
     PONG,
     RawPeer,
     background,
+    cancel_when_all_is_blocked,
     close_payload,
     raw_pair,
 )
@@ -249,11 +250,6 @@ async def test_a_buffer_can_be_resized_as_soon_as_its_sending_was_cancelled(
             finally:
                 data.clear()  # with the exception and its traceback still there
         assert scope.cancelled_caught
-
-
-async def cancel_when_all_is_blocked(scope: trio.CancelScope) -> None:
-    await wait_all_tasks_blocked()
-    scope.cancel()
 
 
 # Two frames in one write

@@ -43,6 +43,7 @@ from .pairs import (
     background,
     close_payload,
     frame,
+    receive_all,
     receive_head,
 )
 
@@ -110,13 +111,6 @@ async def assert_works(listener: MemoryListener, **options: Any) -> None:
         await stream.send_all(b"does it work?")
         assert await stream.receive_some() == b"does it work?"
         await stream.aclose()
-
-
-async def receive_all(transport: Any) -> bytes:
-    received = b""
-    while data := await transport.receive_some():
-        received += data
-    return received
 
 
 def address_of(listener: WsListener) -> tuple[str, int]:

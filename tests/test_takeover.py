@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import socket
-import struct
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -47,11 +45,14 @@ from .pairs import (
     TRANSPORTS,
     CancelAtStep,
     RawPeer,
+    cancel_when_all_is_blocked,
     close_payload,
     connection_pair,
     frame,
     handshake,
+    receive_all,
     receive_head,
+    reset,
 )
 
 CONFIG = StreamConfig(text=TextPolicy.AS_BYTES)
@@ -141,13 +142,6 @@ async def receive_exactly(stream: WsByteStream, count: int) -> bytes:
     received = b""
     while len(received) < count:
         received += await stream.receive_some()
-    return received
-
-
-async def receive_all(stream: WsByteStream) -> bytes:
-    received = b""
-    while data := await stream.receive_some():
-        received += data
     return received
 
 
@@ -687,12 +681,6 @@ async def test_a_violation_behind_a_full_queue_is_met_by_the_stream(
     assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
 
 
-def reset(stream: trio.SocketStream) -> None:
-    """Have the other end see a reset instead of an end."""
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    stream.socket.close()
-
-
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "reset"])
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("rest", [b"", b"\x82", b"\x82\x05abc"])
@@ -1161,18 +1149,13 @@ async def test_a_connection_whose_ping_is_under_way_is_refused(client: bool) -> 
 async def test_a_ping_that_was_given_up_is_no_reason_to_refuse(client: bool) -> None:
     async with meeting(client=client) as our:
         with trio.CancelScope() as scope:
-            our.nursery.start_soon(cancel_when_all_wait, scope)
+            our.nursery.start_soon(cancel_when_all_is_blocked, scope)
             await our.connection.ping(QUESTION)
         assert scope.cancelled_caught
         stream, _ = our.take_over()
         await our.say((PONG, QUESTION), (BINARY, b"hello"), (CLOSE, b""))
         assert await receive_all(stream) == b"hello"
         await stream.aclose()
-
-
-async def cancel_when_all_wait(scope: trio.CancelScope) -> None:
-    await wait_all_tasks_blocked()
-    scope.cancel()
 
 
 @both_sides

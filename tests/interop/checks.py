@@ -21,6 +21,7 @@ from trio_wsstream import (
     WsByteStream,
 )
 
+from ..pairs import receive_all
 from .conftest import Meet
 
 # Around the lengths where a frame's header and our messages change their sizes.
@@ -35,10 +36,6 @@ async def greet(stream: WsByteStream) -> None:
     """Wait until the program of an ``/echo`` runs: some start none if a Close came before."""
     await stream.send_all(b"hello")
     assert await stream.receive_some() == b"hello"
-
-
-async def receive_all(stream: WsByteStream) -> bytes:
-    return b"".join([chunk async for chunk in stream])
 
 
 async def prompt(stream: WsByteStream) -> None:

@@ -25,9 +25,9 @@ from trio_wsstream import (
     WsListener,
 )
 
-from ..pairs import background
+from ..pairs import background, receive_all
 from .browser import Browser, ScriptError, open_browser
-from .checks import receive_all, sha256
+from .checks import sha256
 from .peer import LIMIT
 
 SIZE: Final = 8 * 2**20

@@ -27,7 +27,7 @@ from trio_wsstream import (
     serve_ws,
 )
 
-from ..pairs import AUTHORITY, CLIENT_TLS
+from ..pairs import AUTHORITY, CLIENT_TLS, receive_all
 from ..programs import LIMIT, free_port, running
 from .peer import need_program
 
@@ -125,10 +125,6 @@ async def through_nginx(
         ):
             yield client, await arrived.receive()
         nursery.cancel_scope.cancel()
-
-
-async def receive_all(stream: WsByteStream) -> bytes:
-    return b"".join([chunk async for chunk in stream])
 
 
 async def expect_lost(stream: WsByteStream) -> None:

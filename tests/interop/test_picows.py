@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trio_wsstream import StreamClosed
 
-from .checks import Checks, HalfClose, receive_all
+from ..pairs import receive_all
+from .checks import Checks, HalfClose
 from .conftest import Meet
 from .peer import python_peer
 

@@ -24,7 +24,8 @@ from trio_wsstream import (
     open_ws_stream,
 )
 
-from .checks import SIZES, closed_with, receive_all
+from ..pairs import receive_all
+from .checks import SIZES, closed_with
 from .peer import LIMIT, need_module
 
 RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: close by sending RST
