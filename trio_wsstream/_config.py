@@ -95,3 +95,8 @@ class StreamConfig:
     close_timeout: float = attrs.field(default=10.0, validator=_a_timeout)
     ping_interval: float | None = attrs.field(default=20.0, validator=_an_interval)
     ping_timeout: float | None = attrs.field(default=20.0, validator=_an_interval)
+
+
+def check_config(config: object) -> None:
+    if not isinstance(config, StreamConfig):
+        raise TypeError(f"config must be a StreamConfig, not {config!r}")

@@ -24,7 +24,7 @@ import trio
 from trio_websocket import ConnectionRejected, HandshakeError, WebSocketRequest
 
 from . import _takeover
-from ._config import StreamConfig, check_seconds, check_several
+from ._config import StreamConfig, check_config, check_seconds, check_several
 from ._open import open_nursery
 from ._stream import WsByteStream
 
@@ -97,8 +97,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         check_seconds("connect_timeout", connect_timeout)
         if operator.index(max_pending) < 1:
             raise ValueError(f"max_pending must be at least 1, not {max_pending!r}")
-        if not isinstance(config, StreamConfig):
-            raise TypeError(f"config must be a StreamConfig, not {config!r}")
+        check_config(config)
         self.transport_listener = transport_listener
         self._nursery = nursery
         self._subprotocols = tuple(subprotocols)

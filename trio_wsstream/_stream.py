@@ -47,7 +47,7 @@ import trio
 from trio_websocket import Endpoint, WebSocketConnection
 
 from . import _takeover
-from ._config import StreamConfig
+from ._config import StreamConfig, check_config
 from ._errors import (
     AbnormalClosure,
     ConnectionLost,
@@ -189,8 +189,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         nursery: trio.Nursery,
         config: StreamConfig = StreamConfig(),
     ) -> None:
-        if not isinstance(config, StreamConfig):
-            raise TypeError(f"config must be a StreamConfig, not {config!r}")
+        check_config(config)
         _takeover.check(connection)
         self.connection: WebSocketConnection = connection
         self.config: StreamConfig = config
