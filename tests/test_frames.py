@@ -168,9 +168,9 @@ def test_what_a_frame_may_be_is_known_again_after_each_message(client: bool) -> 
 def test_a_chunk_that_is_all_payload_is_handed_on_uncopied() -> None:
     decoder = Decoder(client=True)
     payload: list[Buffer] = []
-    decoder.feed(encode_header(FIN | BINARY, 3000))
+    decoder.feed(encode_header(FIN | BINARY, 30_000))
     assert decoder.decode(payload) is None
-    for chunk in [bytes(1000), bytes(1500)]:
+    for chunk in [bytes(1000), bytes(25_000)]:
         decoder.feed(chunk)
         assert decoder.decode(payload) is None
         assert payload[-1] is chunk
@@ -185,6 +185,32 @@ def test_text_that_is_a_whole_chunk_is_handed_on_uncopied() -> None:
     seen = decoder.decode([])
     assert seen is not None
     assert seen.payload is chunk
+
+
+def test_a_long_piece_of_text_is_bytes() -> None:
+    decoder = Decoder(client=True)
+    decoder.feed(encode_header(FIN | TEXT, 90_000) + b"t" * 40_000)
+    first = decoder.decode([])
+    decoder.feed(b"t" * 50_000 + encode_header(FIN | PING, 0))
+    for seen, size in [(first, 40_000), (decoder.decode([]), 50_000)]:
+        assert seen is not None
+        assert type(seen.payload) is bytes
+        assert len(seen.payload) == size
+
+
+@SERVER_OR_CLIENT
+@pytest.mark.parametrize("cut", [20_000, 65536, -1, None])
+def test_what_is_decoded_is_let_go(cut: int | None, client: bool) -> None:
+    """A stream that is idle after a long read keeps none of it."""
+    decoder = Decoder(client=client)
+    data = frame(BINARY, bytes(70_000), masked=not client)[:cut]
+    before = sys.getrefcount(data)
+    decoder.feed(data)
+    payload: list[Buffer] = []
+    assert decoder.decode(payload) is None
+    assert sum(map(len, payload)) == decoder.left * -1 + 70_000
+    payload.clear()
+    assert sys.getrefcount(data) == before
 
 
 def test_a_bytearray_may_be_reused_once_it_was_fed() -> None:

@@ -212,7 +212,7 @@ class Decoder:
         if self.left and position < end:
             piece = self._take_piece()
             if self._kind == TEXT:
-                return self._text(piece)
+                return self._text(bytes(piece))
             payload.append(piece)
             position = self._position
         for _ in range(_SILENT_FRAMES):
@@ -270,7 +270,7 @@ class Decoder:
             if mask:
                 self._key = data[start - 4 : start]
             if self._kind == TEXT:
-                return self._text(self._take_piece())
+                return self._text(bytes(self._take_piece()))
             if position < end:
                 payload.append(self._take_piece())
                 position = self._position
@@ -278,13 +278,18 @@ class Decoder:
             self._position = position
             return MORE
         self._position = position
+        if position == end:  # it may be long, and the next bytes may be long in coming
+            self._data, self._position = b"", 0
         return None
 
-    def _take_piece(self) -> bytes:
+    def _take_piece(self) -> Buffer:
         """What there is of the current data frame's payload."""
         start = self._position
-        stop = min(len(self._data), start + self.left)
-        piece = self._data[start:stop]  # no copy, if it is all
+        end = len(self._data)
+        stop = min(end, start + self.left)
+        # No copy, if it is all; and from some KiB on, a view is cheaper.
+        is_all_or_small = stop - start == end or stop - start < _VIEWED
+        piece: Buffer = (self._data if is_all_or_small else memoryview(self._data))[start:stop]
         if self._mask:
             piece = apply_mask(piece, self._key)
             turn = len(piece) & 3
