@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -168,6 +171,44 @@ async def test_a_frame_accepted_after_it_had_to_wait_is_a_sign_of_life(
         events = stream.subscribe()
         await all_events(events)
         assert trio.current_time() - started == pytest.approx(taken_at + 25, abs=0.1)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+async def test_a_socket_that_takes_a_frame_after_a_while_is_a_sign_of_life(
+    taken: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sizes = os.writev, [taken] if taken else []
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        if sizes:
+            return real(fd, [b"".join(buffers)[: sizes.pop()]])
+        if trio.current_time() < started + 12:
+            raise BlockingIOError
+        return real(fd, buffers)
+
+    async def wait_writable(_: object) -> None:
+        await trio.sleep_until(started + 12)
+
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, transport="tcp")
+        started = trio.current_time()
+        monkeypatch.setattr(os, "writev", writev)
+        monkeypatch.setattr(trio.lowlevel, "wait_writable", wait_writable)
+        await stream.send_all(b"takes its time")
+        assert (await peer.receive())[0] == BINARY
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(12 + 20)
+
+
+async def test_a_socket_that_takes_a_frame_at_once_is_none(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, transport="tcp")
+        started = trio.current_time()
+        await trio.sleep(12)
+        await stream.send_all(b"takes no time")
+        assert (await peer.receive())[0] == BINARY
+        assert (await peer.receive())[0] == PING
+        assert trio.current_time() - started == pytest.approx(20)
 
 
 async def test_a_pong_accepted_after_it_had_to_wait_is_a_sign_of_life(

@@ -375,6 +375,44 @@ async def test_a_close_of_the_peer_stops_a_send_after_that_frame(
         assert await peer.receive() == (CLOSE, close_payload(1000))
 
 
+LONG_AND_SHORT = bytes(range(200)) * 8 + b"short"
+
+
+@pytest.mark.parametrize("part", [0, 1, 14, 500, 1599])
+@SIDES
+async def test_a_short_second_frame_goes_out_with_the_first(
+    part: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = StreamConfig(max_message_size=1600)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config, client=client)
+        nursery.start_soon(stream.receive_some)
+        ping = say_at_once(peer, stream, PING, b"answer me")
+        take_only(monkeypatch, stream, 0, part, ping)
+        await stream.send_all(LONG_AND_SHORT)
+        assert await peer.receive() == (BINARY, LONG_AND_SHORT[:1600])
+        assert await peer.receive() == (BINARY, b"short")
+        assert await peer.receive() == (PONG, b"answer me")
+
+
+@pytest.mark.parametrize("short", [80, 120])
+@SIDES
+async def test_a_second_frame_of_a_sixteenth_is_short(
+    short: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = StreamConfig(max_message_size=1600)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tcp", config, client=client)
+        nursery.start_soon(stream.receive_some)
+        ping = say_at_once(peer, stream, PING, b"answer me")
+        take_only(monkeypatch, stream, 0, 1, ping)
+        await stream.send_all(bytes(1600 + short))
+        assert await peer.receive() == (BINARY, bytes(1600))
+        then = [await peer.receive(), await peer.receive()]
+        assert then[short > 100] == (BINARY, bytes(short))
+        assert then[short < 100] == (PONG, b"answer me")
+
+
 # What is owed to the peer, and need not wait
 
 

@@ -73,7 +73,6 @@ READ_SIZE: Final = 65536
 
 _PATIENCE: Final = 16  # reads, until one of twice the size is tried again
 _TWO_FRAMES: Final = 4  # buffers
-_NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
 
 _READ_ERRORS: Final = (
     trio.BrokenResourceError,
@@ -431,6 +430,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         try:
             while not self._is_over():
                 now = trio.current_time()
+                self._heard_at = max(self._heard_at, self._wire.accepted_at)
                 self._settle_hold(now)
                 if now >= self._keepalive_due_at():
                     await self._keep_alive(now)
@@ -551,12 +551,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 self._pinged_at += now - self._held_since
             self._held_since = None
 
-    def _note_progress(self, since: float) -> None:
-        """A frame was accepted: a sign of life, if it had to wait for the peer."""
-        now = trio.current_time()
-        if now - since >= _NOTICEABLE_WAIT:
-            self._heard_at = now
-
     # Sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -599,14 +593,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     turn.is_taken = True
                 try:
                     while protocol.can_send and not wire.failure:
-                        since = trio.current_time()
                         while start < size and len(frames) < _TWO_FRAMES:
                             frames += protocol.encode_message(
                                 view if size <= limit else view[start : start + limit]
                             )
                             start += limit
                         written = await wire.write(frames)
-                        self._note_progress(since)
                         frames = frames[written:]
                         if protocol.owes or not (frames or start < size):
                             break
@@ -731,9 +723,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         protocol = self._protocol
         try:
             if data:
-                since = trio.current_time()
                 await self._wire.write((data,))
-                self._note_progress(since)
             self._close_is_out = protocol.close_sent is not None
             if (
                 protocol.has_failed

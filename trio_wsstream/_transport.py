@@ -7,6 +7,7 @@ they got, so there the sending side is broken (`StreamTransport`).
 *A socket is offered two frames at once*, which halves the calls for large writes; but only the
 first is waited for. Of the second, all or part goes out if the socket takes it in the same call
 (then it is finished), else nothing does, and its sender looks first whether it may still be sent.
+A second one that is short against the first (what TLS makes of 64 KiB has one) is not told apart.
 
 A socket's file descriptor is read and written as `trio.socket` itself does it, but without its
 four coroutines for each call, and without `trio.SocketStream`'s context managers: together they
@@ -16,14 +17,19 @@ take a fifth of what 1 KiB costs.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import trio
 
 from ._frames import Buffer
 
 _logger = logging.getLogger(__name__)
+
+_NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
+_SHORT: Final = 16  # times shorter than the first frame
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
@@ -33,17 +39,36 @@ def why_broken(error: Exception) -> str:
     return f"the transport broke: {error.__cause__ or error!r}"
 
 
+def _waited_for(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+    """The first frame, and a second that is short."""
+    is_short = sum(map(len, buffers[2:])) * _SHORT <= sum(map(len, buffers[:2]))
+    return buffers if is_short else buffers[:2]
+
+
+def _unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
+    """What is left of ``buffers``: copied, unless all of it is in the last."""
+    index = 0
+    while sent >= len(buffers[index]):
+        sent -= len(buffers[index])
+        index += 1
+    first, rest = memoryview(buffers[index])[sent:], buffers[index + 1 :]
+    return b"".join((first, *rest)) if rest else first
+
+
 class _Transport:
     """What can be said of both kinds.
 
     Attributes:
       failure (str): why nothing more can be written; empty while it can.
       is_cut_off (bool): because a frame was cut off.
+      accepted_at (float): when the latest frame was accepted that had to wait for the peer, by
+          Trio's clock; minus infinity if none had to.
     """
 
     def __init__(self) -> None:
         self.failure = ""
         self.is_cut_off = False
+        self.accepted_at = -math.inf
 
     def note_failure(self, error: Exception) -> None:
         """The transport has failed."""
@@ -85,8 +110,11 @@ class StreamTransport(_Transport):
           trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        since = trio.current_time()
         try:
             await self._stream.send_all(b"".join(buffers[:2]))
+            if trio.current_time() - since >= _NOTICEABLE_WAIT:
+                self.accepted_at = trio.current_time()
             return 2
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.note_failure(error)
@@ -143,8 +171,8 @@ class SocketTransport(_Transport):
             return b""
 
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """As `StreamTransport.write`, and the second frame, too, if the socket takes any of it
-        with the first. Cancelled in the middle of a frame, it keeps what is left.
+        """As `StreamTransport.write`, and the second frame, too, if it is short, or if the socket
+        takes any of it with the first. Cancelled in the middle of a frame, it keeps what is left.
         """
         try:
             if self._rest:
@@ -153,18 +181,18 @@ class SocketTransport(_Transport):
             try:
                 sent = os.writev(self._socket.fileno(), buffers)
             except BlockingIOError:
-                buffers = buffers[:2]
+                buffers = _waited_for(buffers)
                 await trio.lowlevel.wait_writable(self._socket)
                 sent = await self._write_when_writable(buffers)
+                self.accepted_at = trio.current_time()
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             left = sum(map(len, buffers)) - sent
-            if left and left >= (second := sum(map(len, buffers[2:]))):
-                buffers = buffers[:2]  # nothing of the second frame was taken
-                left -= second
+            if left and left >= sum(map(len, buffers[2:])):  # nothing of a second frame was taken
+                buffers = _waited_for(buffers)
+                left = sum(map(len, buffers)) - sent
             if left:
-                last = buffers[-1]
-                self._rest = memoryview(last if left <= len(last) else b"".join(buffers))[-left:]
+                self._rest = _unsent(buffers, sent)
                 await self._write_rest()
             return len(buffers)
         except OSError as error:
@@ -189,6 +217,7 @@ class SocketTransport(_Transport):
         try:
             while rest:
                 rest = rest[await self._write_when_writable((rest,)) :]
+            self.accepted_at = trio.current_time()
         finally:
             self._rest = bytes(rest)
             rest.release()  # the caller's buffer is its own again
