@@ -63,6 +63,9 @@ _logger = logging.getLogger(__name__)
 
 MAX_PONGS_OWED: Final = 64
 MAX_REASON: Final = MAX_CONTROL_PAYLOAD - 2  # bytes
+_ENCODERS: Final[dict[bool, Callable[[Buffer], tuple[Buffer, ...]]]] = {
+    client: functools.partial(encode, BINARY, client=client) for client in (True, False)
+}
 _MERGED: Final = 4096  # bytes: smaller pieces are stored together, as each costs an object
 
 
@@ -214,8 +217,7 @@ class Protocol:
         self.is_receiving = True  # payload is kept; False once this side has closed
         self.pings: dict[bytes, Ping] = {}
         self.steps_left = -1
-        self.encode_message: Callable[[Buffer], tuple[Buffer, ...]]
-        self.encode_message = functools.partial(encode, BINARY, client=client)
+        self.encode_message = _ENCODERS[client]
         self._name = name
         self._logs = _logger.isEnabledFor(logging.DEBUG)  # asked once: it is the hot path
         if self._logs:

@@ -90,10 +90,11 @@ class _WriteTurn:
 
     def __init__(self) -> None:
         self.is_taken = False
-        self._queue = trio.lowlevel.ParkingLot()
+        self._queue: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
 
     async def take(self) -> None:
         if self.is_taken:
+            self._queue = self._queue or trio.lowlevel.ParkingLot()
             await self._queue.park()
         self.is_taken = True
 
@@ -245,7 +246,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._stalled: list[tuple[Subscription, WsEvent]] = []  # waiting for room
         self._has_undigested = False  # something that came waits, for these or for others' turns
         self._is_stalled = False  # until the last of them has been delivered
-        self._stall_scope = trio.CancelScope()  # of the task that waits with them
+        self._stall_scope: trio.CancelScope | None = None  # of the task that waits with them
 
         if handover.is_sending:
             self._write_turn.is_taken = True
@@ -817,7 +818,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._is_closed_here or self._protocol.close_received is None:
             for subscription in self._subscriptions:
                 subscription.backpressure = False
-            if self._is_stalled:
+            if self._stall_scope is not None:
                 self._stall_scope.cancel()
         if not self._is_closing:
             self._is_closing = True

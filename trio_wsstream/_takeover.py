@@ -66,15 +66,18 @@ _TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream
 class _StandIn:
     """What trio-websocket finds where its wsproto object was, and its message channels."""
 
+    __slots__ = ("client", "reader_has_left", "received")
+
     def __init__(self, *, client: bool) -> None:
         self.client = client
         self.received = b""
-        self.reader_has_left = trio.Event()  # the transport
+        self.reader_has_left: trio.Event | None = None  # the transport; if somebody waits for it
 
     @property
     def state(self) -> ConnectionState:
         # What the reader task asks for first when a read of its has ended, however it did.
-        self.reader_has_left.set()
+        if self.reader_has_left is not None:
+            self.reader_has_left.set()
         return ConnectionState.LOCAL_CLOSING
 
     def receive_data(self, data: bytes) -> None:
@@ -375,12 +378,27 @@ class Handover:
       close_sent (Close or None): the Close that trio-websocket has sent, or is about to.
     """
 
+    __slots__ = (
+        "_connection",
+        "_drop",
+        "_is_closed",
+        "_is_lost",
+        "_reader_ends",
+        "_replay",
+        "_stand_in",
+        "_violation",
+        "client",
+        "close_sent",
+        "transport",
+    )
+
     def __init__(
         self, connection: WebSocketConnection, drop: Callable[[], Awaitable[None]]
     ) -> None:
         inner = connection._wsproto
         reason = connection._close_reason
         self._connection = connection
+        self._drop = drop
         self._stand_in = _StandIn(client=inner.client)
         self._is_lost = _is_lost(connection)
         self._is_closed = reason is not None and not self._is_lost
@@ -397,7 +415,7 @@ class Handover:
         is_reading = connection._reader_running and _is_reading(inner)
         self._reader_ends = connection._recv_channel.clone() if is_reading else None
         # This empties the queue, so that a reader task that was blocked in it goes on.
-        self._replay = memoryview(_replay(connection, self.close_sent, self._is_closed))
+        self._keep_for_replay(_replay(connection, self.close_sent, self._is_closed))
 
         _logger.debug("%s: taken over, with %d bytes to replay", connection, len(self._replay))
 
@@ -412,10 +430,13 @@ class Handover:
             # From a socket the task can be sent away, before anything comes.
             trio.lowlevel.notify_closing(self.transport.socket)
 
-        async def aclose(code: int, reason: str | None) -> None:
-            await drop()
+        connection._aclose = self._aclose  # type: ignore[method-assign]
 
-        connection._aclose = aclose  # type: ignore[method-assign]
+    async def _aclose(self, code: int, reason: str | None) -> None:
+        await self._drop()
+
+    def _keep_for_replay(self, data: bytes) -> None:
+        self._replay: bytes | memoryview = memoryview(data) if data else b""  # a view has 200 bytes
 
     @property
     def is_sending(self) -> bool:
@@ -439,7 +460,7 @@ class Handover:
                 if self._reader_ends.statistics().open_send_channels:
                     await self._reader_ends.receive()
             self._reader_ends = None
-            self._replay = memoryview(self._stand_in.received)
+            self._keep_for_replay(self._stand_in.received)
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
         """As of the transport, after what trio-websocket has received.
@@ -451,7 +472,7 @@ class Handover:
         await trio.lowlevel.checkpoint()
         if self._replay:
             data = bytes(self._replay[:max_bytes])
-            self._replay = self._replay[max_bytes:]
+            self._replay = self._replay[max_bytes:] or b""
             return data
         if self._violation is not None:
             violation, self._violation = self._violation, None

@@ -65,6 +65,8 @@ class _Transport:
           Trio's clock; minus infinity if none had to.
     """
 
+    __slots__ = ("accepted_at", "failure", "is_cut_off")
+
     def __init__(self) -> None:
         self.failure = ""
         self.is_cut_off = False
@@ -82,6 +84,8 @@ class StreamTransport(_Transport):
     Attributes:
       receive_some: as the stream's; it may also raise an OSError for a broken transport.
     """
+
+    __slots__ = ("_stream", "receive_some")
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__()
@@ -137,6 +141,8 @@ class StreamTransport(_Transport):
 class SocketTransport(_Transport):
     """A `trio.SocketStream`, whose payload is not copied to be framed. As `StreamTransport`."""
 
+    __slots__ = ("_rest", "_socket", "_stream")
+
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__()
         self._stream = stream
@@ -146,17 +152,20 @@ class SocketTransport(_Transport):
     async def receive_some(self, max_bytes: int) -> bytes:
         """As `StreamTransport.receive_some`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            data = os.read(self._socket.fileno(), max_bytes)
-        except BlockingIOError:
-            while True:
-                await trio.lowlevel.wait_readable(self._socket)
-                try:
-                    return os.read(self._socket.fileno(), max_bytes)
-                except BlockingIOError:
-                    pass
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        data = self._read_now(max_bytes)
+        if data is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        while data is None:
+            await trio.lowlevel.wait_readable(self._socket)
+            data = self._read_now(max_bytes)
         return data
+
+    def _read_now(self, max_bytes: int) -> bytes | None:
+        # Apart, as an idle stream would keep the exception and its traceback while it waits.
+        try:
+            return os.read(self._socket.fileno(), max_bytes)
+        except BlockingIOError:
+            return None
 
     def write_now(self, data: bytes) -> bytes:
         """As `StreamTransport.write_now`; after a failure nothing is left."""
