@@ -222,8 +222,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._close_deadline = math.inf  # of the closing
         self._news = trio.lowlevel.ParkingLot()
 
-        # In the end, the transport's own.
-        self._receive: Receive = self._receive_handover
         self._is_receiving = False  # a caller is in receive_some
         self._caller_read_size = self._read_size(0)
         self._patience = 0  # for how many reads it stays as it is
@@ -237,7 +235,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._pinged_with = b""  # its last ping's payload
         self._held_since: float | None = None  # since when reading is held back by our own side
 
-        self._wire = adapt(handover.transport)
+        self._wire = wire = adapt(handover.transport)
+        # In the end, the transport's own.
+        self._receive: Receive = wire.receive_some if handover.is_over else self._receive_handover
         self._write_turn = _WriteTurn()
         self._is_sending = False  # a caller is in one of the three sending methods
         self._close_is_out = handover.close_sent is not None and not handover.is_sending

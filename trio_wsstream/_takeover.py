@@ -62,6 +62,9 @@ _MAX_BODY: Final = 65536  # bytes, of a response that refuses
 
 _TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream")
 
+_HAS_HAPPENED: Final = trio.Event()
+_HAS_HAPPENED.set()
+
 
 class _StandIn:
     """What trio-websocket finds where its wsproto object was, and its message channels."""
@@ -424,6 +427,9 @@ class Handover:
         connection._reader_running = False
         connection._close_reason = reason or _TAKEN_OVER
         connection._wsproto = self._stand_in  # type: ignore[assignment]
+        # Nobody waits for these any more, and each takes 270 bytes.
+        connection._open_handshake = _HAS_HAPPENED
+        connection._for_testing_peer_closed_connection = _HAS_HAPPENED
         if self._is_closed or not is_reading:
             connection._stream = _NoStream(self.transport)  # type: ignore[assignment]
         elif isinstance(self.transport, trio.SocketStream) and not self.is_sending:
