@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import socket
 
 import pytest
 import trio
@@ -527,6 +528,17 @@ async def test_a_ping_never_waits_for_ever(end: str) -> None:
             await peer.send(3)
         else:
             await peer.send(CLOSE, close_payload(1000, end))
+
+
+@pytest.mark.parametrize("client", [True, False])
+async def test_a_ping_that_cannot_be_sent_does_not_wait_for_its_pong(client: bool) -> None:
+    """The peer reads no more, and its end of the transport stays open."""
+    async with background() as nursery:
+        config = StreamConfig(ping_interval=None)
+        stream, peer = await raw_pair(nursery, "unix", config, client=client)
+        peer.transport.socket.shutdown(socket.SHUT_RD)
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await stream.ping()
 
 
 async def test_a_ping_ends_when_this_side_half_closes() -> None:

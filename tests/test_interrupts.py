@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_wsstream import StreamClosed, WsByteStream, _stream, _takeover, wrap_websocket
 from trio_wsstream._events import Subscription
 
-from .pairs import PING, background, connection_pair, frame, memory_transport
+from .pairs import BINARY, PING, background, connection_pair, frame, memory_transport, raw_pair
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_is_heard")
 
@@ -94,6 +96,80 @@ def test_while_the_streams_own_task_is_woken(monkeypatch: pytest.MonkeyPatch) ->
         if not woken:
             woken.append(task)
             interrupt()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3000])
+def test_after_the_socket_took_a_part(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the frame goes out before anything else."""
+    real, sizes = os.writev, [taken]
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        if not sizes:
+            return real(fd, buffers)
+        size = sizes.pop()
+        interrupt()
+        if not size:
+            raise BlockingIOError
+        return real(fd, [b"".join(buffers)[:size]])
+
+    async def main() -> None:
+        async with background() as nursery:
+            stream, peer = await raw_pair(nursery, "tcp")
+            monkeypatch.setattr(os, "writev", writev)
+            with pytest.raises(KeyboardInterrupt):
+                await stream.send_all(bytes(5000))
+                await trio.sleep_forever()
+            await stream.send_all(b"next")
+            assert await peer.receive() == (BINARY, bytes(5000))
+            assert await peer.receive() == (BINARY, b"next")
+
+    trio.run(main)
+
+
+def test_after_the_socket_gave_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are received, and Ctrl-C is heard after that."""
+    real, is_over = os.read, []
+
+    def read(fd: int, size: int) -> bytes:
+        data = real(fd, size)
+        if not is_over:
+            is_over.append(True)
+            interrupt()
+        return data
+
+    async def main() -> None:
+        async with background() as nursery:
+            stream, peer = await raw_pair(nursery, "tcp")
+            await peer.send(BINARY, b"data")
+            monkeypatch.setattr(os, "read", read)
+            received = b""
+            with pytest.raises(KeyboardInterrupt):
+                received = await stream.receive_some()
+                await trio.sleep_forever()
+            assert received == b"data"
+
+    trio.run(main)
+
+
+def test_while_a_sender_has_the_turn_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is passed on."""
+    take = _stream._WriteTurn.take
+
+    async def interrupted_take(turn: Any) -> None:
+        await take(turn)
+        interrupt()
+
+    async def main() -> None:
+        async with background() as nursery:
+            stream, peer = await raw_pair(nursery, "tcp")
+            monkeypatch.setattr(_stream._WriteTurn, "take", interrupted_take)
+            with pytest.raises(KeyboardInterrupt):
+                await stream.wait_send_all_might_not_block()
+                await trio.sleep_forever()
+            await stream.send_all(b"next")
+            assert await peer.receive() == (BINARY, b"next")
 
     trio.run(main)
 

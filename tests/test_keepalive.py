@@ -237,6 +237,34 @@ async def test_frames_that_are_accepted_slowly_keep_the_connection_alive_without
         assert stream.closed is None
 
 
+async def test_a_frame_that_a_socket_takes_slowly_keeps_the_connection_alive(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten bytes each twelve seconds."""
+    real, has_room = os.writev, False
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        nonlocal has_room
+        if not has_room:
+            raise BlockingIOError
+        has_room = False
+        return real(fd, [b"".join(buffers)[:10]])
+
+    async def wait_writable(_: object) -> None:
+        nonlocal has_room
+        await trio.sleep(12)
+        has_room = True
+
+    async with background() as nursery:
+        stream, peer = await keepalive_pair(nursery, transport="tcp")
+        started = trio.current_time()
+        monkeypatch.setattr(os, "writev", writev)
+        monkeypatch.setattr(trio.lowlevel, "wait_writable", wait_writable)
+        await stream.send_all(bytes(38))
+        assert trio.current_time() - started == 48
+        assert await peer.receive() == (BINARY, bytes(38))
+
+
 @pytest.mark.parametrize("caller_reads", [True, False])
 async def test_a_ping_does_not_end_the_standstill_of_a_slow_subscriber(
     caller_reads: bool, autojump_clock: MockClock

@@ -193,8 +193,8 @@ class Decoder:
         """Decode up to the next `Frame`, or until there is no more to decode.
 
         Args:
-          payload: a list that the binary payload on the way is appended to; views are of what
-              was fed.
+          payload: a list to which the binary payload on the way is appended, partly as views of
+              what was fed.
 
         Returns:
           A frame that somebody must look at; None when all that was fed is decoded; `MORE`
@@ -277,9 +277,8 @@ class Decoder:
         else:
             self._position = position
             return MORE
-        self._position = position
-        if position == end:  # it may be long, and the next bytes may be long in coming
-            self._data, self._position = b"", 0
+        # What is decoded may be long, and the next bytes may be long in coming.
+        self._data, self._position = data[position:], 0
         return None
 
     def _take_piece(self) -> Buffer:

@@ -370,7 +370,7 @@ class Protocol:
     def fail(self, error: ProtocolViolation | TextRejected) -> None:
         """Fail the connection (7.1.7)."""
         self.has_failed = True
-        self._break(error)
+        self._break(error.with_traceback(None))  # it would keep what was read
         reason = error.reason.encode()[:MAX_REASON].decode(errors="ignore")
         self.close(Close(error.close_code, reason))
         self.owes = True  # the end of TCP, if no Close

@@ -116,6 +116,8 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     async def accept(self) -> WsByteStream:
         """Wait for a client that has finished its opening handshake. First come, first served.
 
+        A client's opening handshake begins only while a task is in here.
+
         Raises:
           trio.ClosedResourceError: the listener is closed.
           trio.BusyResourceError: another task is in `accept`.

@@ -9,15 +9,15 @@ The stream's own task, `_attend`, reads only when no caller has for `GRACE_PERIO
 and Closes are answered while nobody receives; at once while a `ping` waits or the stream closes.
 It reads ahead `receive_buffer_size` bytes at the most. A caller who comes while it reads parks in
 `_news`. Otherwise it naps until something is due: the end of the grace period, keepalive, the
-closing deadline. A caller in the transport moves none of these; who leaves and finds the task
-dozing (`_is_dozing`: with no grace period set) sets it a new one.
+closing deadline. A caller's reads move none of these; but if the task naps with no end of a grace
+period to wait for (`_is_dozing`), a caller who leaves sets it one.
 
 *Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
 the short-lived task that sends what `Protocol` owes the peer, so that no caller's cancellation
-loses it. What a socket takes at once needs no task (`_flush_soon`). A `send_all` passes the turn
-on between its messages; but what comes to be owed while it waits for the socket goes out behind
-the message under way, which may be the second of the two that the socket was offered. Reading
-never waits for writing; it only starts a `_flush`.
+loses it. What a socket takes at once needs no task (`_flush_soon`). Between its writes a `send_all`
+passes the turn on if something is owed; what comes to be owed while it waits for the socket goes
+out behind what that was offered, two messages at the most. Reading never waits for writing; it
+only starts a `_flush`.
 
 *Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
 answers owed. Two things stop that: an event for a full channel with backpressure (`_stalled`),
@@ -258,6 +258,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     # Receiving
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive bytes of the peer's messages, as they come, with no regard to messages.
 
@@ -523,7 +524,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         return self._pinged_at + (interval if timeout is None else timeout)
 
     def _keepalive_looks_at(self, now: float) -> float:
-        """When to look next: earlier, as a caller may take the Pong in."""
+        """When to look next: an interval from now at the latest, as a caller who takes the Pong in
+        does not wake this task, and the next ping may be due before the timeout would have been.
+        """
         due_at, interval = self._keepalive_due_at(), self.config.ping_interval
         return due_at if interval is None or due_at == math.inf else min(due_at, now + interval)
 
@@ -556,6 +559,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     # Sending
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data`` as binary messages of at most ``config.max_message_size`` bytes.
 
@@ -606,7 +610,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass  # the wire has noted why
+                    pass  # the wire has noted why, or the next write will
                 finally:
                     self._release_write_turn()  # to a _flush, if something is owed
             if not protocol.can_send or wire.failure:
@@ -614,11 +618,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 raise self._send_error()
         finally:
             self._is_sending = False
-            if not is_bytes:  # an exception's traceback would keep the caller's buffer
+            if not is_bytes:  # an exception's traceback would keep the caller's buffer exported
                 for buffer in (view, *frames):
                     if isinstance(buffer, memoryview):
                         buffer.release()
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the transport would probably take some bytes without delay.
 
@@ -964,7 +969,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
           trio.ClosedResourceError, trio.BrokenResourceError: as `send_all`, as soon as a
               Close has passed either way.
 
-        Cancelled, it breaks nothing; the Ping may still be sent.
+        Cancelled, it breaks nothing. The Ping may still be sent, and its payload stays in flight
+        until its Pong comes, or that of a later one.
         """
         if payload is None:
             payload = self._fresh_ping_payload()
@@ -981,12 +987,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._pings_waiting += 1
         self._wake()
         try:
-            while True:
-                await self._news.park()
-                if ping.is_answered:
-                    return trio.current_time() - started_at
+            while not ping.is_answered:
                 await trio.lowlevel.checkpoint_if_cancelled()
-                self._check_can_ping()
+                self._check_can_ping()  # its sending may have failed at once
+                await self._news.park()
+            return trio.current_time() - started_at
         finally:
             self._pings_waiting -= 1
 

@@ -4,10 +4,10 @@ On a `trio.SocketStream` a frame that is cancelled in the middle is not lost: wh
 is kept, and goes out before anything else (`SocketTransport`). Other streams do not say how far
 they got, so there the sending side is broken (`StreamTransport`).
 
-*A socket is offered two frames at once*, which halves the calls for large writes; but only the
-first is waited for. Of the second, all or part goes out if the socket takes it in the same call
-(then it is finished), else nothing does, and its sender looks first whether it may still be sent.
-A second one that is short against the first (what TLS makes of 64 KiB has one) is not told apart.
+*A socket is offered two frames at once*, which halves the calls for large writes. Only the first is
+waited for. If the same call takes some of the second, that is finished, too; if it takes none, the
+second goes back to its sender, who looks first whether it may still be sent. A second frame of at
+most a sixteenth of the first (what TLS makes of 64 KiB ends with one) counts as part of the first.
 
 A socket's file descriptor is read and written as `trio.socket` itself does it, but without its
 four coroutines for each call, and without `trio.SocketStream`'s context managers: together they
@@ -61,8 +61,8 @@ class _Transport:
     Attributes:
       failure (str): why nothing more can be written; empty while it can.
       is_cut_off (bool): because a frame was cut off.
-      accepted_at (float): when the latest frame was accepted that had to wait for the peer, by
-          Trio's clock; minus infinity if none had to.
+      accepted_at (float): when it last took something that had had to wait for the peer, by
+          Trio's clock; minus infinity if nothing had to.
     """
 
     __slots__ = ("accepted_at", "failure", "is_cut_off")
@@ -93,8 +93,8 @@ class StreamTransport(_Transport):
         self.receive_some: Receive = stream.receive_some
 
     def write_now(self, data: bytes) -> bytes:
-        """Write what can be written without waiting; return what is left of ``data``, bytes of
-        whole frames.
+        """Write what can be written of ``data``, whole frames, without waiting; return the rest,
+        which may begin inside one.
         """
         return data
 
@@ -161,7 +161,7 @@ class SocketTransport(_Transport):
         return data
 
     def _read_now(self, max_bytes: int) -> bytes | None:
-        # Apart, as an idle stream would keep the exception and its traceback while it waits.
+        # Apart, as who waits would keep the exception and its traceback. So in _writev.
         try:
             return os.read(self._socket.fileno(), max_bytes)
         except BlockingIOError:
@@ -187,15 +187,12 @@ class SocketTransport(_Transport):
             if self._rest:
                 await self._write_rest()
             await trio.lowlevel.checkpoint_if_cancelled()
-            try:
-                sent = os.writev(self._socket.fileno(), buffers)
-            except BlockingIOError:
-                buffers = _waited_for(buffers)
-                await trio.lowlevel.wait_writable(self._socket)
-                sent = await self._write_when_writable(buffers)
-                self.accepted_at = trio.current_time()
-            else:
+            sent = self._writev(buffers)
+            if sent:
                 await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                buffers = _waited_for(buffers)
+                sent = await self._write_when_writable(buffers)
             left = sum(map(len, buffers)) - sent
             if left and left >= sum(map(len, buffers[2:])):  # nothing of a second frame was taken
                 buffers = _waited_for(buffers)
@@ -215,18 +212,25 @@ class SocketTransport(_Transport):
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
         # It writes before it waits: that the socket has been closed must be noticed here. To wait
         # for a descriptor of -1 would break Trio's own books.
-        while True:
-            try:
-                return os.writev(self._socket.fileno(), buffers)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
+        while not (sent := self._writev(buffers)):
+            await trio.lowlevel.wait_writable(self._socket)
+            self.accepted_at = trio.current_time()
+        return sent
+
+    def _writev(self, buffers: Sequence[Buffer]) -> int:
+        try:
+            return os.writev(self._socket.fileno(), buffers)
+        except BlockingIOError:
+            return 0
 
     async def _write_rest(self) -> None:
         rest = memoryview(self._rest)
         try:
             while rest:
                 rest = rest[await self._write_when_writable((rest,)) :]
-            self.accepted_at = trio.current_time()
+        except OSError as error:
+            self.note_failure(error)
+            raise trio.BrokenResourceError(self.failure) from error
         finally:
             self._rest = bytes(rest)
             rest.release()  # the caller's buffer is its own again
