@@ -29,6 +29,7 @@ from trio_wsstream import (
     WsEvent,
 )
 from trio_wsstream._frames import FIN, MASKED, Decoder, encode_header
+from trio_wsstream._masking import apply_mask
 from trio_wsstream._protocol import HALF_CLOSE, Close, Protocol, ReceiveBuffer
 
 from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
@@ -120,12 +121,24 @@ def test_a_message_is_encoded_as_its_receiver_decodes_it(client: bool) -> None:
 
 
 @SERVER_OR_CLIENT
+def test_a_long_message_is_encoded_alike_and_left_to_be_masked(client: bool) -> None:
+    peer, data = make(client=not client), memoryview(bytes(range(250)) * 1000)
+    header, payload, key = make(client=client).encode_long_message(data)
+    assert payload is data
+    assert bool(key) is client
+    assert tell(peer, header + (apply_mask(data, key) if client else bytes(data))) == []
+    assert read(peer) == data
+
+
+@SERVER_OR_CLIENT
 def test_what_is_told_in_the_log_is_encoded_and_decoded_alike(
     client: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_wsstream")
     test_a_message_is_encoded_as_its_receiver_decodes_it(client)
+    test_a_long_message_is_encoded_alike_and_left_to_be_masked(client)
     assert "> a binary message of 7 bytes" in caplog.text
+    assert "> a binary message of 250000 bytes" in caplog.text
     assert "< 7 bytes of binary payload" in caplog.text
 
 
@@ -554,6 +567,8 @@ def test_a_violation_fails_the_connection(data: bytes, close_code: int, was_open
     assert protocol.verdict is error
     assert protocol.ended
     assert protocol.has_failed
+    assert protocol.error is not None
+    assert protocol.error.__traceback__ is None  # it would keep what was read
     assert protocol.close_received is None
     assert not protocol.can_send
     assert read(protocol) == b"before"

@@ -26,6 +26,9 @@ from .pairs import (
     close_payload,
     raw_pair,
 )
+from .test_floods import bounded_memory
+
+SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
 
 
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
@@ -233,6 +236,65 @@ async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_w
         assert await peer.receive() == (BINARY, b"what comes next")
 
 
+@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls", "unix"])
+@pytest.mark.parametrize("client", [True, False])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_long_messages_are_sent_as_one_frame_each(
+    kind: type, client: bool, transport: str
+) -> None:
+    config = StreamConfig(max_message_size=300_000)
+    data = bytes(range(250)) * 4000
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, config, client=client)
+
+        async def send() -> None:
+            await stream.send_all(kind(data))
+            await stream.send_all(b"short")
+
+        nursery.start_soon(send)
+        for start in range(0, len(data), 300_000):
+            assert await peer.receive() == (BINARY, data[start : start + 300_000])
+        assert await peer.receive() == (BINARY, b"short")
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+@pytest.mark.parametrize("client", [True, False])
+async def test_a_message_of_any_size_is_sent_in_constant_memory(
+    client: bool, transport: str
+) -> None:
+    config = StreamConfig(max_message_size=1 << 30)
+    data, left = bytes(20_000_000), 20_000_000
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, config, client=client)
+        async with bounded_memory(1_500_000):
+            nursery.start_soon(stream.send_all, data)
+            while left > 0:
+                left -= len(await peer.transport.receive_some(65536))
+
+
+@SIDES
+async def test_a_pong_and_then_a_close_wait_for_the_end_of_a_long_message(client: bool) -> None:
+    async with background() as nursery:
+        config = StreamConfig(max_message_size=1 << 30)
+        stream, peer = await raw_pair(nursery, "tcp", config, client=client)
+        data = bytes(range(250)) * 100_000
+        events = stream.subscribe()
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(data * 2)
+
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked()
+        await peer.send(PING)
+        await peer.send(CLOSE, close_payload(1000))
+        for _ in range(2):
+            await events.receive()
+        assert await peer.receive() == (BINARY, data * 2)
+        assert await peer.receive() == (PONG, b"")
+        assert await peer.receive() == (CLOSE, close_payload(1000))
+
+
 @pytest.mark.parametrize("max_message_size", [65536, 1 << 26])
 @pytest.mark.parametrize("transport", ["lockstep", "tcp", "tls"])
 @pytest.mark.parametrize("client", [True, False])
@@ -257,7 +319,6 @@ async def test_a_buffer_can_be_resized_as_soon_as_its_sending_was_cancelled(
 
 TEN_BYTES = StreamConfig(max_message_size=10)
 FOUR_MESSAGES = b"0123456789" * 4
-SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
 TAKEN = pytest.mark.parametrize(
     ("whole", "part"), [(0, 0), (0, 1), (0, 11), (1, 0), (1, 1), (1, 2), (1, 3), (1, 11), (2, 0)]
 )

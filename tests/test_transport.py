@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from trio_wsstream import _transport
+from trio_wsstream._masking import apply_mask
 from trio_wsstream._transport import SocketTransport, StreamTransport, adapt, why_broken
 
-from .pairs import CancelAtStep, unix_transport
+from .pairs import CancelAtStep, memory_transport, unix_transport
 
 LONG = bytes(range(256)) * 200
 """More than a socket of `unix_transport` takes at once."""
@@ -78,6 +82,77 @@ async def test_a_cancelled_write_to_a_stream_is_cancelled_and_has_cut_off_a_fram
     trio.lowlevel.remove_instrument(instrument)
     assert scope.cancelled_caught
     assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+
+
+KEYS = pytest.mark.parametrize("key", [b"", b"\x01\x23\x45\x67"], ids=["unmasked", "masked"])
+
+
+@KEYS
+async def test_a_long_frame_to_a_stream_is_cut_off_if_cancelled_once_it_has_begun(
+    key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transport, "_PIECE", 8192)
+    whole = b"header" + (apply_mask(LONG, key) if key else LONG)
+    outcomes = set()
+    for step in itertools.count(-1):
+        ours, theirs = await memory_transport()
+        wire, payload = adapt(ours), bytearray(LONG)
+        with trio.CancelScope() as scope, memoryview(payload) as view:
+            trio.lowlevel.add_instrument(instrument := CancelAtStep(scope, step))
+            if step < 0:
+                scope.cancel()
+            await wire.write_long(b"header", view, key)
+        trio.lowlevel.remove_instrument(instrument)
+        payload.clear()  # it is the caller's again
+        await ours.aclose()
+        received = b"".join([data async for data in theirs])
+        if not scope.cancelled_caught:
+            assert received == whole
+            break
+        assert whole.startswith(received)
+        assert wire.is_cut_off is bool(wire.failure)
+        assert wire.is_cut_off or not received
+        outcomes.add(wire.is_cut_off)
+    assert outcomes == {False, True}
+
+
+class Shielded(Faulty):
+    """Takes what it is given, whether that is cancelled or not, and then does something."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__()
+        self.then = then
+        self.taken = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.taken += data
+        self.then()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def test_a_long_frame_to_a_stream_is_cut_off_between_two_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_transport, "_PIECE", 8192)
+    with trio.CancelScope() as scope, memoryview(LONG) as view:
+        wire = adapt(stream := Shielded(scope.cancel))
+        await wire.write_long(b"header", view, b"")
+    assert stream.taken == b"header" + LONG[:8192]
+    assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+
+
+async def test_a_stream_that_breaks_in_a_long_frame_has_cut_off_nothing_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def break_in_the_second_piece() -> None:
+        if len(stream.taken) > 10_000:
+            raise trio.BrokenResourceError("x")
+
+    monkeypatch.setattr(_transport, "_PIECE", 8192)
+    wire = adapt(stream := Shielded(break_in_the_second_piece))
+    with pytest.raises(trio.BrokenResourceError), memoryview(LONG) as view:
+        await wire.write_long(b"header", view, b"")
+    assert (bool(wire.failure), wire.is_cut_off) == (True, False)
 
 
 @pytest.mark.parametrize(("seconds", "well"), [(2, True), (4, False)])
@@ -193,6 +268,66 @@ async def test_what_a_cancelled_write_to_a_socket_leaves_goes_out_before_the_nex
         async for data in peer:
             received += data
     assert received == b"header" + LONG + b"next"
+
+
+@KEYS
+async def test_a_long_frame_to_a_socket_cancelled_at_any_step_goes_out_whole_or_not_at_all(
+    key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transport, "_PIECE", 8192)
+    whole = b"header" + (apply_mask(LONG, key) if key else LONG)
+    outcomes = set()
+    for step in itertools.count():
+        wire, peer = await socket_and_peer()
+        scope = trio.CancelScope()
+
+        async def write(step: int, wire: SocketTransport, scope: trio.CancelScope) -> None:
+            with trio.CancelScope() as earlier, trio.CancelScope():
+                trio.lowlevel.add_instrument(instrument := CancelAtStep(earlier, 0))
+                await wire.write((b"earlier", LONG))
+            trio.lowlevel.remove_instrument(instrument)
+            payload = bytearray(LONG)
+            with scope, memoryview(payload) as view:
+                trio.lowlevel.add_instrument(instrument := CancelAtStep(scope, step))
+                await wire.write_long(b"header", view, key)
+            trio.lowlevel.remove_instrument(instrument)
+            payload.clear()  # it is the caller's again
+            await wire.write((b"next", b""))
+            await wire.aclose(0)
+
+        async with peer, trio.open_nursery() as nursery:
+            nursery.start_soon(write, step, wire, scope)
+            received = b"".join([data async for data in peer])
+        if not scope.cancelled_caught:
+            assert received == b"earlier" + LONG + whole + b"next"
+            break
+        assert received in (b"earlier" + LONG + b"next", b"earlier" + LONG + whole + b"next")
+        outcomes.add(whole in received)
+    assert outcomes == {False, True}
+
+
+async def test_a_long_frame_to_a_socket_that_is_cancelled_before_it_begins_is_forgotten() -> None:
+    wire, peer = await socket_and_peer()
+    async with peer:
+        with trio.CancelScope() as scope, memoryview(LONG) as view:
+            scope.cancel()
+            await wire.write_long(b"header", view, b"")
+        await wire.write((b"next", b""))
+        await wire.aclose(0)
+        assert b"".join([data async for data in peer]) == b"next"
+
+
+async def test_a_long_frame_to_a_socket_that_breaks_leaves_nothing_to_write() -> None:
+    wire, peer = await socket_and_peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.aclose)
+        with pytest.raises(trio.BrokenResourceError), memoryview(LONG) as view:
+            while True:
+                await wire.write_long(b"header", view, b"")
+    assert wire.failure
+    with pytest.raises(trio.BrokenResourceError):
+        await wire.write((b"next", b""))
+    await wire.aclose(0)
 
 
 async def test_a_socket_that_was_closed_is_a_failure_and_leaves_nothing_to_write() -> None:

@@ -75,7 +75,8 @@ class StreamConfig:
 
     Args:
       max_message_size (int): `~WsByteStream.send_all` cuts what it sends into messages of at
-          most this many bytes. Many peers refuse messages of more than 1 MiB.
+          most this many bytes. Many peers refuse messages of more than 1 MiB. Messages of any
+          size are sent, and received, in constant memory.
       receive_buffer_size (int): how many unread bytes are read ahead while no task receives,
           and how long (in bytes) a text message may be under `TextPolicy.AS_EVENTS`.
       text (TextPolicy): what becomes of text messages.

@@ -47,6 +47,8 @@ from ._events import (
 from ._frames import (
     BINARY,
     CLOSE,
+    FIN,
+    MASKED,
     MAX_CONTROL_PAYLOAD,
     MORE,
     PING,
@@ -57,6 +59,8 @@ from ._frames import (
     decode_close_payload,
     encode,
     encode_close_payload,
+    encode_header,
+    fresh_key,
 )
 
 _logger = logging.getLogger(__name__)
@@ -420,9 +424,22 @@ class Protocol:
         self.owes = False
         return b"".join(frames)
 
+    def encode_long_message(self, payload: memoryview) -> tuple[bytes, memoryview, bytes]:
+        """A binary message that is too long to be masked at once: its header, its payload as it
+        is, and the masking key, ``b""`` if there is none.
+        """
+        if self._logs:
+            self._log_message(payload)
+        key = fresh_key() if self.client else b""
+        mask = MASKED if self.client else 0
+        return encode_header(FIN | BINARY, len(payload), mask) + key, payload, key
+
     def _encode_message_and_log(self, payload: Buffer) -> tuple[Buffer, ...]:
-        _logger.debug("%s > a binary message of %d bytes", self._name, len(payload))
+        self._log_message(payload)
         return encode(BINARY, payload, client=self.client)
+
+    def _log_message(self, payload: Buffer) -> None:
+        _logger.debug("%s > a binary message of %d bytes", self._name, len(payload))
 
     def _log_payload(self, pieces: Sequence[Buffer]) -> None:
         _logger.debug("%s < %d bytes of binary payload", self._name, sum(map(len, pieces)))

@@ -73,6 +73,7 @@ READ_SIZE: Final = 65536
 
 _PATIENCE: Final = 16  # reads, until one of twice the size is tried again
 _TWO_FRAMES: Final = 4  # buffers
+_LONG_MESSAGE: Final = 4 * READ_SIZE  # bytes: longer ones are not masked, or joined, at once
 
 _READ_ERRORS: Final = (
     trio.BrokenResourceError,
@@ -600,13 +601,18 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     turn.is_taken = True
                 try:
                     while protocol.can_send and not wire.failure:
-                        while start < size and len(frames) < _TWO_FRAMES:
-                            frames += protocol.encode_message(
-                                view if size <= limit else view[start : start + limit]
-                            )
+                        if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
+                            with memoryview(view)[start : start + limit] as message:
+                                await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
-                        written = await wire.write(frames)
-                        frames = frames[written:]
+                        else:
+                            while start < size and len(frames) < _TWO_FRAMES:
+                                frames += protocol.encode_message(
+                                    view if size <= limit else view[start : start + limit]
+                                )
+                                start += limit
+                            written = await wire.write(frames)
+                            frames = frames[written:]
                         if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -9,6 +9,9 @@ waited for. If the same call takes some of the second, that is finished, too; if
 second goes back to its sender, who looks first whether it may still be sent. A second frame of at
 most a sixteenth of the first (what TLS makes of 64 KiB ends with one) counts as part of the first.
 
+*A long frame* is written piece by piece (`write_long`), so that a message of any size is sent in
+constant memory, and its masking holds up nobody. Only who cancels it has what is left copied.
+
 A socket's file descriptor is read and written as `trio.socket` itself does it, but without its
 four coroutines for each call, and without `trio.SocketStream`'s context managers: together they
 take a fifth of what 1 KiB costs.
@@ -16,6 +19,7 @@ take a fifth of what 1 KiB costs.
 
 from __future__ import annotations
 
+import abc
 import logging
 import math
 import os
@@ -25,11 +29,13 @@ from typing import Final
 import trio
 
 from ._frames import Buffer
+from ._masking import apply_mask
 
 _logger = logging.getLogger(__name__)
 
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
 _SHORT: Final = 16  # times shorter than the first frame
+_PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
@@ -55,7 +61,7 @@ def _unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
     return b"".join((first, *rest)) if rest else first
 
 
-class _Transport:
+class _Transport(abc.ABC):
     """What can be said of both kinds.
 
     Attributes:
@@ -76,6 +82,28 @@ class _Transport:
         """The transport has failed."""
         self.failure = why_broken(error)
         _logger.debug("nothing more can be sent: %s", self.failure)
+
+    @abc.abstractmethod
+    async def write(self, buffers: Sequence[Buffer]) -> int:
+        """As `StreamTransport.write`."""
+
+    async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
+        """Write a frame piece by piece, masked with ``key`` if that is not empty. As `write`."""
+        written = 0
+        try:
+            while written < len(payload):
+                with payload[written : written + _PIECE] as piece:
+                    await self.write((header, apply_mask(piece, key) if key else piece))
+                    written += len(piece)
+                header = b""
+        except BaseException:
+            if not self.failure:
+                self._leave(payload, key, written)
+            raise
+
+    @abc.abstractmethod
+    def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
+        """The writing of a long frame is cancelled, after so many bytes in whole pieces."""
 
 
 class StreamTransport(_Transport):
@@ -124,9 +152,16 @@ class StreamTransport(_Transport):
             self.note_failure(error)
             raise
         except BaseException:
-            self.failure = "a frame was cut off when its sending was cancelled"
-            self.is_cut_off = True
+            self._cut_off()
             raise
+
+    def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
+        if written:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        self.failure = "a frame was cut off when its sending was cancelled"
+        self.is_cut_off = True
 
     async def aclose(self, deadline: float) -> None:
         """Close the stream, and from ``deadline`` on without waiting for anything.
@@ -204,6 +239,19 @@ class SocketTransport(_Transport):
         except OSError as error:
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
+
+    async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
+        """As `write`."""
+        if self._rest:  # of another frame
+            await self._write_rest()
+        await super().write_long(header, payload, key)
+
+    def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
+        if self._rest:  # of a piece
+            written += _PIECE
+        if written:
+            left = payload[written:]
+            self._rest = b"".join((self._rest, apply_mask(left, key) if key else left))
 
     async def aclose(self, _: float) -> None:
         """As `StreamTransport.aclose`: a socket does not wait."""
