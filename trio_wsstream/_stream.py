@@ -602,6 +602,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 try:
                     while protocol.can_send and not wire.failure:
                         if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
+                            # No frame waits before it: only the last message may be shorter.
                             with memoryview(view)[start : start + limit] as message:
                                 await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
