@@ -427,9 +427,12 @@ class Handover:
         connection._reader_running = False
         connection._close_reason = reason or _TAKEN_OVER
         connection._wsproto = self._stand_in  # type: ignore[assignment]
-        # Nobody waits for these any more, and each takes 270 bytes.
+        # Nobody waits for these any more, and each takes 270 bytes or more.
         connection._open_handshake = _HAS_HAPPENED
         connection._for_testing_peer_closed_connection = _HAS_HAPPENED
+        connection._connection_proposal = None
+        if reason is None:
+            connection._close_handshake = _HAS_HAPPENED
         if self._is_closed or not is_reading:
             connection._stream = _NoStream(self.transport)  # type: ignore[assignment]
         elif isinstance(self.transport, trio.SocketStream) and not self.is_sending:
