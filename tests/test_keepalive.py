@@ -157,6 +157,22 @@ async def test_a_clogged_transport_is_dropped_without_a_close(autojump_clock: Mo
         assert trio.current_time() - started == pytest.approx(25)
 
 
+async def test_a_silent_peer_is_given_up_also_if_no_ping_can_reach_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, _ = await keepalive_pair(nursery, transport="lockstep")
+        started = trio.current_time()
+        with trio.move_on_after(1):
+            await stream.send_all(b"cut off")
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"and so this is refused")
+        (_, closed) = await all_events(stream.subscribe())
+        assert isinstance(closed, StreamClosed)
+        assert isinstance(closed.error, KeepaliveTimeout)
+        assert trio.current_time() - started == pytest.approx(25)
+
+
 @pytest.mark.parametrize("taken_at", [21, 24])
 async def test_a_frame_accepted_after_it_had_to_wait_is_a_sign_of_life(
     taken_at: float, autojump_clock: MockClock

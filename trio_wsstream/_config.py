@@ -86,7 +86,8 @@ class StreamConfig:
           peer a keepalive ping is sent. None switches keepalive off.
       ping_timeout (float or None): how many more seconds without a sign of life end the
           stream with `KeepaliveTimeout`. None: pings are sent, but nothing is demanded. That
-          suits peers that may pause for long while this side sends: then pings cannot pass.
+          suits peers that may pause for long while this side sends: then pings cannot pass. Nor
+          can they after a frame that was cut off; a peer that is silent then is given up, too.
     """
 
     max_message_size: int = attrs.field(default=65536, validator=_a_count)
