@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import trio
 from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnection
 
-from . import _takeover
+from . import _handshake
 from ._config import StreamConfig, check_seconds, check_several
 from ._stream import WsByteStream
 
@@ -112,7 +112,7 @@ async def open_ws_stream(
                 try:
                     if parsed.is_secure:
                         transport = await _start_tls(transport, parsed.host, ssl_context)
-                    connection = await _takeover.connect(
+                    connection = await _handshake.connect(
                         transport,
                         parsed.authority,
                         parsed.resource,

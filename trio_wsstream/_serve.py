@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import trio
 from trio_websocket import ConnectionRejected, HandshakeError, WebSocketRequest
 
-from . import _takeover
+from . import _handshake
 from ._config import StreamConfig, check_config, check_seconds, check_several
 from ._open import open_nursery
 from ._stream import WsByteStream
@@ -185,7 +185,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
     async def _shake_hands(self, transport: trio.abc.Stream) -> WsByteStream | None:
         try:
-            connection, request = await _takeover.accept(transport, self._judge)
+            connection, request = await _handshake.accept(transport, self._judge)
         except ConnectionRejected as rejection:
             _logger.debug("refused a client with %d", rejection.status_code)
             await _linger(transport)
