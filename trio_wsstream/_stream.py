@@ -40,7 +40,7 @@ import logging
 import math
 import operator
 import os
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Final, final
 
 import trio
@@ -130,6 +130,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
           opening handshake (RFC 6455, 4): on a client the headers of the response; on a
           server those of the request, if `WsListener` has made the stream, else none. Those
           that only the handshake itself needs may be left out.
+      state (types.SimpleNamespace or None): what a server's ``accept=`` hook has left there for the
+          handler; None where there was no such hook.
       local, remote (trio_websocket.Endpoint or str): the transport's addresses; its `repr`
           where it has none (Unix sockets, memory).
 
@@ -181,6 +183,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "local",
         "path",
         "remote",
+        "state",
         "subprotocol",
     )
 
@@ -199,6 +202,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self.subprotocol: str | None = connection.subprotocol
         self.path: str | None = connection.path
         self.handshake_headers: tuple[tuple[bytes, bytes], ...] = connection.handshake_headers
+        self.state: SimpleNamespace | None = None
         self.local: Endpoint | str
         self.remote: Endpoint | str
         self.local, self.remote = _endpoints(connection)
