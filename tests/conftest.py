@@ -17,6 +17,9 @@ import hypothesis
 import pytest
 import trio
 
+# Without this, an assertion that fails in a helper shows no values.
+pytest.register_assert_rewrite(f"{__package__}.support")
+
 hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)
 
 

@@ -14,7 +14,8 @@ import trio
 
 from trio_wsstream import TakeoverError, WsByteStream
 
-from .pairs import background, connection_pair
+from .support.pairs import connection_pair
+from .support.tasks import background
 
 
 async def refusal() -> TakeoverError | None:

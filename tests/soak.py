@@ -48,7 +48,8 @@ from trio_wsstream import (
 )
 from trio_wsstream._events import Subscription
 
-from .pairs import CLIENT_HANDSHAKE, CLIENT_TLS, SERVER_TLS
+from .support.handshakes import CLIENT_HANDSHAKE
+from .support.transports import CLIENT_TLS, SERVER_TLS
 
 WORKERS: Final = 48  # connections at a time
 SAMPLES: Final = 30

@@ -21,7 +21,9 @@ from trio.testing import wait_all_tasks_blocked
 from trio_wsstream import AbnormalClosure, StreamClosed, WsByteStream
 from trio_wsstream.anyio import ByteStream, WsAttribute
 
-from .pairs import CLIENT_TLS, SERVER_TLS, background, stream_pair
+from .support.pairs import stream_pair
+from .support.tasks import background
+from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 @asynccontextmanager

@@ -16,19 +16,9 @@ import trio
 from trio_wsstream import ProtocolViolation, StreamClosed, StreamConfig, TextPolicy, WsByteStream
 
 from .autobahn.cases import read_cases
-from .pairs import (
-    BINARY,
-    CLOSE,
-    CONT,
-    PING,
-    PONG,
-    TEXT,
-    RawPeer,
-    background,
-    close_payload,
-    raw_pair,
-)
-from .test_frames import SERVER_OR_CLIENT
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload
+from .support.raw_peer import RawPeer, raw_pair
+from .support.tasks import background
 
 CONFIG = StreamConfig(text=TextPolicy.AS_BYTES)
 FRAMEWISE = 0
@@ -230,7 +220,7 @@ async def send_back(stream: WsByteStream) -> bytes:
 
 @pytest.mark.parametrize("number", SCRIPTS[BINARY])
 @pytest.mark.parametrize("message", [BINARY, TEXT], ids=["binary", "text"])
-@SERVER_OR_CLIENT
+@SIDES
 async def test_case(number: str, message: int, client: bool) -> None:
     script = SCRIPTS[message][number]
     said = list(itertools.chain(*script.parts))

@@ -22,48 +22,20 @@ from trio_wsstream import (
     StreamConfig,
     TextPolicy,
     TextRejected,
-    WsByteStream,
-    WsEvent,
-    WsStreamError,
 )
 
-from .pairs import (
-    BINARY,
-    CLOSE,
-    CONT,
-    PING,
-    PONG,
-    TEXT,
-    RawPeer,
-    background,
-    close_payload,
-    raw_pair,
-    stream_pair,
-)
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload
+from .support.pairs import stream_pair
+from .support.raw_peer import RawPeer, raw_pair
+from .support.receiving import all_events, end_of
+from .support.tasks import background
 
-SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
 RESERVED = 3  # an opcode
 PLAIN_CODES = pytest.mark.parametrize("code", [1000, 1001, 1005])
 
 
 def payload(code: int, reason: str = "") -> bytes:
     return b"" if code == 1005 else close_payload(code, reason)
-
-
-async def end_of(stream: WsByteStream) -> tuple[bytes, WsStreamError | None]:
-    """What comes before the end, and the cause of an end that is not clean."""
-    received = b""
-    try:
-        while chunk := await stream.receive_some():
-            received += chunk
-    except trio.BrokenResourceError as error:
-        assert isinstance(error.__cause__, WsStreamError)
-        return received, error.__cause__
-    return received, None
-
-
-async def all_events(channel: trio.MemoryReceiveChannel[WsEvent]) -> list[WsEvent]:
-    return [event async for event in channel]
 
 
 # The peer closes

@@ -11,7 +11,8 @@ import trio.testing
 
 from trio_wsstream import StreamConfig, WsByteStream, _stream
 
-from .pairs import background, stream_pair
+from .support.pairs import stream_pair
+from .support.tasks import background
 
 Maker = Callable[[], Awaitable[tuple[WsByteStream, WsByteStream]]]
 

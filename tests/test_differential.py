@@ -31,8 +31,7 @@ from trio_wsstream import (
 from trio_wsstream._frames import FIN, MASKED, is_valid_close_code
 from trio_wsstream._protocol import Close, Protocol
 
-from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
-from .test_frames import SERVER_OR_CLIENT, chop
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, chop, close_payload, frame
 
 # Three implementations, in one vocabulary
 
@@ -350,7 +349,7 @@ def exchanges(draw: st.DrawFn, *, masked: bool) -> bytes:
     return bytes(data)
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @settings(deadline=None, max_examples=300)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_all_make_the_same_of_an_exchange(
@@ -359,14 +358,14 @@ def test_all_make_the_same_of_an_exchange(
     check_that_all_agree(drawn.draw(exchanges(masked=not client)), cuts, client=client)
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.data())
 def test_all_make_the_same_of_a_close(client: bool, drawn: st.DataObject) -> None:
     check_that_all_agree(drawn.draw(closes(masked=not client)), [], client=client)
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 40), max_size=4))
 def test_all_make_the_same_of_text_that_is_not_utf8(
@@ -376,7 +375,7 @@ def test_all_make_the_same_of_text_that_is_not_utf8(
     check_that_all_agree(b"".join(frames), cuts, client=client)
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_all_make_the_same_of_each_close_code(client: bool) -> None:
     for code in [0, *range(990, 1020), 2999, 3000, 4999, 5000, 65535]:
         data = frame(CLOSE, close_payload(code, "why"), masked=not client)
@@ -459,7 +458,7 @@ def says(protocol: Protocol, opcode: int, payload: bytes) -> bytes:
     return protocol.data_to_send()
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @settings(deadline=None, max_examples=100)
 @given(
     frames=st.lists(

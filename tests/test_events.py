@@ -27,19 +27,11 @@ from trio_wsstream import (
 )
 from trio_wsstream._events import Subscription
 
-from .pairs import (
-    BINARY,
-    CLOSE,
-    PING,
-    PONG,
-    TEXT,
-    RawPeer,
-    background,
-    close_payload,
-    raw_pair,
-    stream_pair,
-)
-from .test_closing import all_events
+from .support.frames import BINARY, CLOSE, PING, PONG, SIDES, TEXT, close_payload
+from .support.pairs import stream_pair
+from .support.raw_peer import RawPeer, raw_pair
+from .support.receiving import all_events
+from .support.tasks import background
 
 CLOSED = StreamClosed(1000, "", True, None)
 
@@ -530,7 +522,7 @@ async def test_a_ping_never_waits_for_ever(end: str) -> None:
             await peer.send(CLOSE, close_payload(1000, end))
 
 
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 async def test_a_ping_that_cannot_be_sent_does_not_wait_for_its_pong(client: bool) -> None:
     """The peer reads no more, and its end of the transport stays open."""
     async with background() as nursery:

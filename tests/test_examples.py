@@ -30,8 +30,11 @@ from trio_wsstream import (
     serve_ws,
 )
 
-from .pairs import AUTHORITY, background, receive_all, reset, stream_pair
-from .programs import EXAMPLES, LIMIT, TUNNEL, Program, port_of, tunnel
+from .support.pairs import stream_pair
+from .support.programs import EXAMPLES, LIMIT, TUNNEL, Program, port_of, tunnel
+from .support.receiving import receive_all
+from .support.tasks import background
+from .support.transports import AUTHORITY, reset
 
 DATA = bytes(range(256)) * 4000
 

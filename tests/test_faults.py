@@ -19,9 +19,11 @@ from trio_websocket import HandshakeError
 
 from trio_wsstream import StreamConfig, open_ws_stream
 
-from .faults import Fault, Kind, Outcome, Plan, exchange, exchange_through_sockets
-from .pairs import BINARY, CLOSE, frame, server_handshake, unix_transport
-from .test_closing import end_of
+from .support.faults import Fault, Kind, Outcome, Plan, exchange, exchange_through_sockets
+from .support.frames import BINARY, CLOSE, frame
+from .support.handshakes import server_handshake
+from .support.receiving import end_of
+from .support.transports import unix_transport
 
 CONFIG = StreamConfig(max_message_size=3)
 CLIENT, SERVER = [b"ab", b"cdefghi"], [b"1", b"23456", b"789"]

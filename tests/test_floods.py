@@ -7,9 +7,6 @@ Python has allocated at the most, and how much is done between two schedule poin
 from __future__ import annotations
 
 import math
-import tracemalloc
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 import attrs
 import pytest
@@ -19,9 +16,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_wsstream import EventsLost, StreamClosed, StreamConfig, TextPolicy
 from trio_wsstream._stream import STEPS_A_TURN
 
-from .pairs import BINARY, CONT, PING, PONG, TEXT, RawPeer, background, raw_pair
+from .support.frames import BINARY, CONT, PING, PONG, SIDES, TEXT
+from .support.memory import bounded_memory
+from .support.raw_peer import RawPeer, raw_pair
+from .support.tasks import background
 
-SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
 BUFFER = 16384
 SLACK = 1_000_000  # bytes, for one read of 64 KiB, the flood's own pieces, and Trio
 BINARY_FRAMES_A_TURN = STEPS_A_TURN * 256
@@ -86,19 +85,6 @@ def floods(*kinds: dict[str, Flood]) -> pytest.MarkDecorator:
 @pytest.fixture
 def count(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("flood"))
-
-
-@asynccontextmanager
-async def bounded_memory(size: int) -> AsyncGenerator[None, None]:
-    """The block allocates no more than ``size`` bytes at any time."""
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - before <= size
 
 
 async def receive_all_of(peer: RawPeer, *expected: tuple[int, bytes]) -> None:

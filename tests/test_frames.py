@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import runpy
 import subprocess
@@ -30,12 +29,11 @@ from trio_wsstream._frames import (
 )
 from trio_wsstream._masking import apply_mask
 
-from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, chop, close_payload, frame
 
 LENGTHS = [0, 1, 125, 126, 65535, 65536]
 """Both ends of each of the three ways to encode a length (5.2)."""
 
-SERVER_OR_CLIENT = pytest.mark.parametrize("client", [False, True], ids=["server", "client"])
 """Which side is tested: a server's peer masks, a client's does not."""
 
 
@@ -100,11 +98,6 @@ def cuts(length: int, *, masked: bool) -> list[int]:
     return [*range(header + 9), *middle, *range(total - 5, total + 1)]
 
 
-def chop(data: bytes, positions: Iterable[int]) -> list[bytes]:
-    ends = sorted({position for position in positions if position < len(data)} | {0, len(data)})
-    return [data[start:stop] for start, stop in itertools.pairwise(ends)]
-
-
 def one_by_one(data: bytes) -> list[bytes]:
     return chop(data, range(len(data)))
 
@@ -113,7 +106,7 @@ def one_by_one(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@SERVER_OR_CLIENT
+@SIDES
 def test_payload_comes_out_as_it_comes_in_wherever_a_frame_is_cut(
     length: int, client: bool
 ) -> None:
@@ -132,7 +125,7 @@ def test_payload_comes_out_as_it_comes_in_wherever_a_frame_is_cut(
         assert not decoder.is_inside_message
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @settings(deadline=None, max_examples=50)
 @given(cuts=st.lists(st.integers(0, 140_000), max_size=10))
 def test_frames_of_all_lengths_in_a_row_come_out_however_they_are_cut(
@@ -143,7 +136,7 @@ def test_frames_of_all_lengths_in_a_row_come_out_however_they_are_cut(
     assert decoded == (b"".join(map(pattern, LENGTHS)), [], None)
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_fragmented_message_comes_out_one_byte_at_a_time_and_pings_with_it(
     client: bool,
 ) -> None:
@@ -156,7 +149,7 @@ def test_a_fragmented_message_comes_out_one_byte_at_a_time_and_pings_with_it(
     assert decode(one_by_one(data), client=client) == whole
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_what_a_frame_may_be_is_known_again_after_each_message(client: bool) -> None:
     message = [(BINARY, b"a", False), (CONT, b"b", True), (TEXT, b"c", False), (CONT, b"d", True)]
     data = b"".join(
@@ -198,7 +191,7 @@ def test_a_long_piece_of_text_is_bytes() -> None:
         assert len(seen.payload) == size
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @pytest.mark.parametrize("cut", [20_000, 70_000, 70_014])
 @pytest.mark.parametrize("unfinished", [b"", b"\x82"])
 def test_what_is_decoded_is_let_go(unfinished: bytes, cut: int, client: bool) -> None:
@@ -224,7 +217,7 @@ def test_a_bytearray_may_be_reused_once_it_was_fed() -> None:
     assert payload == [b"payload"]
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_message_of_enormous_length_passes_piece_by_piece(client: bool) -> None:
     key = b"" if client else b"\x01\x23\x45\x67"
     header = encode_header(FIN | BINARY, 2**62, 0 if client else MASKED) + key
@@ -238,7 +231,7 @@ def test_a_message_of_enormous_length_passes_piece_by_piece(client: bool) -> Non
     assert decoder.is_inside_message
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_decoding_stops_at_each_frame_that_somebody_must_look_at(client: bool) -> None:
     sent = [(PING, b"1"), (BINARY, b"a"), (PONG, b"2"), (TEXT, b"t"), (BINARY, b"b"), (CLOSE, b"")]
     decoder = Decoder(client=client)
@@ -257,7 +250,7 @@ def test_decoding_stops_at_each_frame_that_somebody_must_look_at(client: bool) -
 
 @pytest.mark.parametrize("opcode", [PING, PONG, CLOSE])
 @pytest.mark.parametrize("length", [0, 1, 125])
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_control_frame_comes_when_all_of_it_is_there(
     opcode: int, length: int, client: bool
 ) -> None:
@@ -287,7 +280,7 @@ def header_outside_or_inside(first: int, *, inside: bool, client: bool) -> bytes
     ],
     ids=["outside", "inside"],
 )
-@SERVER_OR_CLIENT
+@SIDES
 def test_of_all_first_bytes_only_the_legal_ones_pass(
     inside: bool, legal: set[int], client: bool
 ) -> None:
@@ -337,7 +330,7 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize(("make", "said"), VIOLATIONS.values(), ids=VIOLATIONS)
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_bad_header_is_refused_at_its_last_byte_and_what_came_before_counts(
     make: Callable[[bool], bytes], said: str, client: bool
 ) -> None:
@@ -354,7 +347,7 @@ def test_a_bad_header_is_refused_at_its_last_byte_and_what_came_before_counts(
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("fin", [False, True])
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_new_message_inside_a_fragmented_one_is_refused(
     opcode: int, fin: bool, client: bool
 ) -> None:
@@ -368,7 +361,7 @@ def test_a_new_message_inside_a_fragmented_one_is_refused(
     )
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_masking_is_checked_for_every_frame(client: bool) -> None:
     good = frame(BINARY, b"good", masked=not client)
     for opcode in [BINARY, TEXT, PING, PONG, CLOSE]:
@@ -477,7 +470,7 @@ def text_message(data: bytes, fragments: Iterable[int], *, client: bool) -> byte
     )
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @settings(deadline=None, max_examples=300)
 @given(
     text=utf8_or_not,
@@ -516,7 +509,7 @@ def test_text_is_refused_as_soon_as_it_cannot_become_utf8() -> None:
             assert decode([header + sequence[: wrong + 1]], client=True).close_code == 1007
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_character_may_be_cut_by_a_fragment_and_a_ping(client: bool) -> None:
     first, second = "€".encode()[:1], "€".encode()[1:]
     data = (
@@ -572,7 +565,7 @@ def test_byte_at_a_time_and_all_at_once_are_the_same(data: bytes, cuts: list[int
 
 @pytest.mark.parametrize("length", [*LENGTHS[1:], 8191, 8192, 100_000])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-@SERVER_OR_CLIENT
+@SIDES
 def test_one_message_no_more_and_no_less_is_its_payload(
     length: int, kind: Callable[[bytes], bytes | bytearray], client: bool
 ) -> None:
@@ -620,7 +613,7 @@ def not_one_message(*, client: bool) -> list[bytes]:
     ]
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
     for data in not_one_message(client=client):
         decoder = Decoder(client=client)
@@ -628,7 +621,7 @@ def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
         assert decode_step(decoder, data) == decode([data], client=client)
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @pytest.mark.parametrize(
     "before",
     [
@@ -659,7 +652,7 @@ def test_what_is_taken_for_one_message_is_what_would_have_been_decoded(data: byt
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_message_decodes_to_what_was_encoded(
     length: int, kind: Callable[[bytes], Buffer], client: bool
 ) -> None:
@@ -692,7 +685,7 @@ def test_a_length_is_encoded_in_as_few_bytes_as_can_be(length: int, header: str)
 @pytest.mark.parametrize(
     ("opcode", "first"), [(TEXT, 0x81), (BINARY, 0x82), (CLOSE, 0x88), (PING, 0x89), (PONG, 0x8A)]
 )
-@SERVER_OR_CLIENT
+@SIDES
 def test_every_frame_is_a_whole_message(opcode: int, first: int, client: bool) -> None:
     header, _ = encode(opcode, b"", client=client)
     assert header[0] == first

@@ -17,8 +17,9 @@ from trio_wsstream._frames import Decoder
 
 from .fuzz.floods import FLOODS, endure
 from .fuzz.targets import MAX_UNDECODED, TARGETS, corpus, seeds
-from .pairs import BINARY, background, raw_pair
-from .test_frames import SERVER_OR_CLIENT
+from .support.frames import BINARY, SIDES
+from .support.raw_peer import raw_pair
+from .support.tasks import background
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -63,7 +64,7 @@ def test_little_is_kept_from_one_read_to_the_next(flood: str) -> None:
             pass
 
 
-@SERVER_OR_CLIENT
+@SIDES
 @pytest.mark.parametrize("transport", ["memory", "lockstep"])
 def test_twice_as_many_frames_take_a_stream_twice_the_calls(client: bool, transport: str) -> None:
     async def exchange(count: int) -> None:

@@ -20,18 +20,11 @@ from trio_websocket import (
 
 from trio_wsstream import ProtocolViolation, WsByteStream, open_ws_stream
 
-from .pairs import (
-    BINARY,
-    CLIENT_HANDSHAKE,
-    CLOSE,
-    RawPeer,
-    close_payload,
-    frame,
-    receive_all,
-    receive_head,
-    server_handshake,
-)
-from .test_serve import assert_works, memory_server, request
+from .support.frames import BINARY, CLOSE, close_payload, frame
+from .support.handshakes import CLIENT_HANDSHAKE, receive_head, request, server_handshake
+from .support.raw_peer import RawPeer
+from .support.receiving import receive_all
+from .support.servers import assert_works, memory_server
 
 
 def count_tasks() -> int:

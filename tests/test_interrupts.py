@@ -14,7 +14,11 @@ from trio.testing import wait_all_tasks_blocked
 from trio_wsstream import StreamClosed, WsByteStream, _stream, _takeover, wrap_websocket
 from trio_wsstream._events import Subscription
 
-from .pairs import BINARY, PING, background, connection_pair, frame, memory_transport, raw_pair
+from .support.frames import BINARY, PING, frame
+from .support.pairs import connection_pair
+from .support.raw_peer import raw_pair
+from .support.tasks import background
+from .support.transports import memory_transport
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_is_heard")
 

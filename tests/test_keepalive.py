@@ -19,19 +19,12 @@ from trio_wsstream import (
     WsByteStream,
 )
 
-from .pairs import (
-    BINARY,
-    CLOSE,
-    PING,
-    PONG,
-    RawPeer,
-    background,
-    close_payload,
-    raw_pair,
-    stream_pair,
-)
-from .test_closing import all_events
-from .test_floods import bounded_memory
+from .support.frames import BINARY, CLOSE, PING, PONG, close_payload
+from .support.memory import bounded_memory
+from .support.pairs import stream_pair
+from .support.raw_peer import RawPeer, raw_pair
+from .support.receiving import all_events
+from .support.tasks import background
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 READERS = pytest.mark.parametrize("caller_reads", [True, False])

@@ -6,7 +6,9 @@ import pytest
 import trio
 from tricycle import BufferedReceiveStream, TextReceiveStream
 
-from .pairs import CLIENT_TLS, SERVER_TLS, background, stream_pair
+from .support.pairs import stream_pair
+from .support.tasks import background
+from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
@@ -24,7 +26,7 @@ async def test_tls_inside_of_it_carries_bytes_and_closes_cleanly(transport: str)
         tls = trio.SSLStream(client, CLIENT_TLS, server_hostname="localhost")
         async with tls:
             talking.start_soon(tls.send_all, data)
-            received = b""
+            received = bytearray()
             while len(received) < len(data):
                 received += await tls.receive_some()
             assert received == data

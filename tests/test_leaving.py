@@ -25,19 +25,13 @@ from trio_wsstream import (
     wrap_websocket,
 )
 
-from .pairs import (
-    BINARY,
-    CLIENT_HANDSHAKE,
-    CLOSE,
-    PING,
-    SHORT,
-    RawPeer,
-    close_payload,
-    receive_all,
-    receive_head,
-    server_handshake,
-)
-from .test_takeover import Gate, both_sides, meeting, receive_and_break
+from .support.frames import BINARY, CLOSE, PING, SIDES, close_payload
+from .support.handshakes import CLIENT_HANDSHAKE, receive_head, server_handshake
+from .support.meeting import meeting
+from .support.pairs import SHORT
+from .support.raw_peer import RawPeer
+from .support.receiving import receive_all, receive_and_break
+from .support.transports import Gate
 
 # The spent connection
 
@@ -60,7 +54,7 @@ async def check_spent(
 
 @pytest.mark.parametrize("use", SPEND.values(), ids=SPEND)
 @pytest.mark.parametrize("queued", [0, 1, 3])
-@both_sides
+@SIDES
 async def test_a_spent_connection_says_who_took_it(
     client: bool,
     queued: int,
@@ -84,7 +78,7 @@ async def test_a_spent_connection_says_who_took_it(
     assert our.heard == [(CLOSE, b"")]
 
 
-@both_sides
+@SIDES
 async def test_who_waits_for_a_message_at_the_takeover_is_told_at_once(client: bool) -> None:
     async with meeting(client=client) as our:
         async with trio.open_nursery() as nursery:
@@ -96,7 +90,7 @@ async def test_who_waits_for_a_message_at_the_takeover_is_told_at_once(client: b
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_aclose_of_the_connection_drops_the_open_stream_at_once(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -125,7 +119,7 @@ async def test_aclose_of_the_connection_drops_the_open_stream_at_once(
 @pytest.mark.parametrize(
     ("code", "reason"), [(1000, None), (1001, "going"), (1005, None), (4000, "enough")]
 )
-@both_sides
+@SIDES
 async def test_the_connection_tells_the_real_code_and_reason_in_the_end(
     client: bool, code: int, reason: str | None, before: bool
 ) -> None:
@@ -144,7 +138,7 @@ async def test_the_connection_tells_the_real_code_and_reason_in_the_end(
     assert (our.connection.closed.code, our.connection.closed.reason) == (code, reason)
 
 
-@both_sides
+@SIDES
 async def test_a_stream_that_we_drop_was_not_lost(client: bool) -> None:
     """Although a task of ours, in the transport, finds it gone."""
     async with meeting(client=client) as our:
@@ -162,7 +156,7 @@ async def test_a_stream_that_we_drop_was_not_lost(client: bool) -> None:
     assert happened == [StreamClosed(1006, "", False, None)]
 
 
-@both_sides
+@SIDES
 @pytest.mark.parametrize(
     "said",
     [

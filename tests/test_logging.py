@@ -20,7 +20,10 @@ from trio_wsstream import (
     open_ws_stream,
 )
 
-from .pairs import BINARY, PING, PONG, TEXT, background, raw_pair, stream_pair
+from .support.frames import BINARY, PING, PONG, TEXT
+from .support.pairs import stream_pair
+from .support.raw_peer import raw_pair
+from .support.tasks import background
 
 SECRET = b"the password is: correct horse battery staple" * 2
 HIDDEN = "battery"  # it begins after what may be shown

@@ -28,7 +28,11 @@ from trio_wsstream import (
 )
 from trio_wsstream._open import open_nursery
 
-from .pairs import CLIENT_TLS, SERVER_TLS, SHORT, background, connection_pair, raw_pair
+from .support.pairs import SHORT, connection_pair
+from .support.raw_peer import raw_pair
+from .support.receiving import receive_all
+from .support.tasks import background
+from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 @asynccontextmanager
@@ -59,7 +63,6 @@ async def echo_server(tls: bool = False) -> AsyncGenerator[str, None]:
 
 async def exchange(stream: WsByteStream, data: bytes) -> bytes:
     """Send ``data`` with a half-close, and receive until the end."""
-    received = b""
 
     async def send() -> None:
         await stream.send_all(data)
@@ -67,9 +70,7 @@ async def exchange(stream: WsByteStream, data: bytes) -> bytes:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        async for chunk in stream:
-            received += chunk
-    return received
+        return await receive_all(stream)
 
 
 @pytest.mark.parametrize("tls", [False, True])

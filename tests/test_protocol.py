@@ -32,8 +32,7 @@ from trio_wsstream._frames import FIN, MASKED, Decoder, encode_header
 from trio_wsstream._masking import apply_mask
 from trio_wsstream._protocol import HALF_CLOSE, Close, Protocol, ReceiveBuffer
 
-from .pairs import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
-from .test_frames import SERVER_OR_CLIENT
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload, frame
 
 NORMAL = Close(1000, "")
 
@@ -101,7 +100,7 @@ def memory_taken_by(run: Callable[[], None]) -> int:
 # Data and events
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_data_is_there_to_be_read_as_it_comes(client: bool) -> None:
     protocol = make(client=client)
     data = frame(BINARY, b"0123456789", masked=not client)
@@ -112,7 +111,7 @@ def test_data_is_there_to_be_read_as_it_comes(client: bool) -> None:
     assert not protocol.ended
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_message_is_encoded_as_its_receiver_decodes_it(client: bool) -> None:
     peer = make(client=not client)
     header, payload = make(client=client).encode_message(b"payload")
@@ -120,7 +119,7 @@ def test_a_message_is_encoded_as_its_receiver_decodes_it(client: bool) -> None:
     assert read(peer) == b"payload"
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_long_message_is_encoded_alike_and_left_to_be_masked(client: bool) -> None:
     peer, data = make(client=not client), memoryview(bytes(range(250)) * 1000)
     header, payload, key = make(client=client).encode_long_message(data)
@@ -130,7 +129,7 @@ def test_a_long_message_is_encoded_alike_and_left_to_be_masked(client: bool) -> 
     assert read(peer) == data
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_what_is_told_in_the_log_is_encoded_and_decoded_alike(
     client: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,7 +186,7 @@ def test_events_come_in_the_order_of_the_wire_and_wait_to_be_asked_for() -> None
 # Pings of the peer
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_every_ping_is_owed_a_pong_in_order(client: bool) -> None:
     protocol = make(client=client)
     assert not protocol.owes
@@ -242,7 +241,7 @@ def test_pongs_go_out_before_the_answer_to_a_close() -> None:
 # Our own pings
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_ping_is_sent_and_answered(client: bool) -> None:
     protocol = make(client=client)
     ping = protocol.ping(b"payload")
@@ -336,7 +335,7 @@ def test_after_a_close_of_ours_no_ping_waits_any_more() -> None:
         Close(4999, "x" * 123),
     ],
 )
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_close_is_answered_with_the_same_code_and_reason(close: Close, client: bool) -> None:
     protocol = make(client=client)
     assert hear_close(protocol, close) == [CloseReceived(*close)]
@@ -348,7 +347,7 @@ def test_a_close_is_answered_with_the_same_code_and_reason(close: Close, client:
     assert protocol.close_sent == close
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_a_close_without_a_code_is_answered_without_one(client: bool) -> None:
     protocol = make(client=client)
     assert hear_close(protocol, Close(1005, "")) == [CloseReceived(1005, "")]
@@ -366,7 +365,7 @@ def test_a_close_is_answered_once() -> None:
     assert protocol.close_sent == NORMAL
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_nothing_is_sent_after_our_close(client: bool) -> None:
     protocol = make(client=client)
     assert protocol.can_send
@@ -432,7 +431,7 @@ AUTO, ALWAYS, NEVER = HalfClose.AUTO, HalfClose.ALWAYS, HalfClose.NEVER
     ],
 )
 @pytest.mark.parametrize("policy", HalfClose)
-@SERVER_OR_CLIENT
+@SIDES
 def test_the_answer_is_held_back_as_the_policy_says(
     close: Close, held_under: set[HalfClose], policy: HalfClose, client: bool
 ) -> None:
@@ -835,7 +834,7 @@ def test_the_last_event_tells_the_peers_close_and_whether_both_have_passed(
 # Text
 
 
-@SERVER_OR_CLIENT
+@SIDES
 def test_text_is_rejected_at_its_header(client: bool) -> None:
     protocol = make(client=client)
     hear(protocol, BINARY, b"before")

@@ -19,7 +19,8 @@ from trio.testing import wait_all_tasks_blocked
 import trio_wsstream
 from trio_wsstream import StreamClosed, StreamConfig, WsEvent, WsStreamError
 
-from .pairs import background, stream_pair
+from .support.pairs import stream_pair
+from .support.tasks import background
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text()

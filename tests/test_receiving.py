@@ -21,19 +21,10 @@ from trio_wsstream import (
 )
 from trio_wsstream._protocol import MAX_PONGS_OWED
 
-from .pairs import (
-    BINARY,
-    CLOSE,
-    CONT,
-    PING,
-    PONG,
-    TEXT,
-    background,
-    close_payload,
-    frame,
-    raw_pair,
-    stream_pair,
-)
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload, frame
+from .support.pairs import stream_pair
+from .support.raw_peer import raw_pair
+from .support.tasks import background
 
 
 async def test_payload_is_handed_on_in_the_middle_of_a_frame() -> None:
@@ -89,7 +80,7 @@ async def test_a_second_receive_some_is_busy_and_does_not_disturb_the_first() ->
         await peer.send(BINARY, b"x")
 
 
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 async def test_a_ping_is_answered_while_nobody_reads_and_shows_as_an_event(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -15,24 +15,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
 
-from .pairs import (
-    BINARY,
-    CLOSE,
-    PING,
-    PONG,
-    RawPeer,
-    background,
-    cancel_when_all_is_blocked,
-    close_payload,
-    raw_pair,
-)
-from .test_floods import bounded_memory
-
-SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
+from .support.frames import BINARY, CLOSE, PING, PONG, SIDES, close_payload
+from .support.memory import bounded_memory
+from .support.raw_peer import RawPeer, raw_pair
+from .support.tasks import background, cancel_when_all_is_blocked
 
 
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_send_all_sends_messages_of_at_most_max_message_size(
     kind: type, client: bool, transport: str
@@ -133,7 +123,7 @@ async def test_writes_of_several_tasks_never_interleave_within_a_frame() -> None
         nursery.start_soon(stream.send_all, data)
         for number in range(20):
             nursery.start_soon(stream.ping, bytes([number]) * 100)
-        received, pings = b"", 0
+        received, pings = bytearray(), 0
         while len(received) < len(data) or pings < 20:
             opcode, payload = await peer.receive()
             if opcode == PING:
@@ -211,15 +201,15 @@ async def cancel_inside_a_frame(stream: WsByteStream, data: bytes | bytearray) -
 
 
 async def receive_all(peer: RawPeer, count: int) -> bytes:
-    received = b""
+    received = bytearray()
     while len(received) < count:
         opcode, payload = await peer.receive()
         assert opcode == BINARY
         received += payload
-    return received
+    return bytes(received)
 
 
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_whole(
     client: bool,
 ) -> None:
@@ -237,7 +227,7 @@ async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_w
 
 
 @pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls", "unix"])
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_long_messages_are_sent_as_one_frame_each(
     kind: type, client: bool, transport: str
@@ -258,7 +248,7 @@ async def test_long_messages_are_sent_as_one_frame_each(
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 async def test_a_message_of_any_size_is_sent_in_constant_memory(
     client: bool, transport: str
 ) -> None:
@@ -297,7 +287,7 @@ async def test_a_pong_and_then_a_close_wait_for_the_end_of_a_long_message(client
 
 @pytest.mark.parametrize("max_message_size", [65536, 1 << 26])
 @pytest.mark.parametrize("transport", ["lockstep", "tcp", "tls"])
-@pytest.mark.parametrize("client", [True, False])
+@SIDES
 async def test_a_buffer_can_be_resized_as_soon_as_its_sending_was_cancelled(
     client: bool, transport: str, max_message_size: int
 ) -> None:

@@ -7,8 +7,7 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,87 +29,14 @@ from trio_wsstream import (
     serve_ws,
 )
 
-from .pairs import (
-    BINARY,
-    CLIENT_HANDSHAKE,
-    CLIENT_TLS,
-    CLOSE,
-    PING,
-    PONG,
-    SERVER_TLS,
-    SHORT,
-    RawPeer,
-    background,
-    close_payload,
-    frame,
-    receive_all,
-    receive_head,
-)
-
-
-class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
-    """A listener of memory streams, or of errors to raise."""
-
-    def __init__(self) -> None:
-        self._arrive, self._arrived = trio.open_memory_channel[Any](1000)
-
-    async def connect(self) -> Any:
-        ours, theirs = trio.testing.memory_stream_pair()
-        await self._arrive.send(theirs)
-        return ours
-
-    async def fail(self, error: Exception) -> None:
-        await self._arrive.send(error)
-
-    async def accept(self) -> trio.abc.Stream:
-        arrived = await self._arrived.receive()
-        if isinstance(arrived, Exception):
-            raise arrived
-        return arrived
-
-    async def aclose(self) -> None:
-        self._arrived.close()
-        await trio.lowlevel.checkpoint()
-
-
-async def echo(stream: trio.abc.Stream) -> None:
-    async with stream:
-        async for chunk in stream:
-            await stream.send_all(chunk)
-
-
-@asynccontextmanager
-async def memory_server(
-    handler: Callable[[WsByteStream], Awaitable[object]] = echo, **options: Any
-) -> AsyncGenerator[MemoryListener, None]:
-    """`trio.serve_listeners` of a `WsListener` over memory."""
-    listener = MemoryListener()
-    async with background() as nursery:
-        ours = WsListener(listener, nursery, **options)
-        await nursery.start(trio.serve_listeners, handler, [ours])
-        yield listener
-
-
-async def open_over(
-    nursery: trio.Nursery, transport: trio.abc.Stream, url: str = "ws://localhost/", **options: Any
-) -> WsByteStream:
-    """A client's stream that lives in ``nursery``."""
-
-    async def run(task_status: trio.TaskStatus[WsByteStream]) -> None:
-        async with open_ws_stream(url, transport=transport, **options) as stream:
-            task_status.started(stream)
-            await trio.sleep_forever()
-
-    stream: WsByteStream = await nursery.start(run)
-    return stream
-
-
-async def assert_works(listener: MemoryListener, **options: Any) -> None:
-    async with background() as nursery:
-        stream = await open_over(nursery, await listener.connect(), **options)
-        await stream.send_all(b"does it work?")
-        assert await stream.receive_some() == b"does it work?"
-        await stream.aclose()
+from .support.frames import BINARY, CLOSE, PING, PONG, close_payload, frame
+from .support.handshakes import CLIENT_HANDSHAKE, receive_head, request
+from .support.pairs import SHORT
+from .support.raw_peer import RawPeer
+from .support.receiving import receive_all
+from .support.servers import MemoryListener, assert_works, echo, memory_server, open_over
+from .support.tasks import background
+from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 def address_of(listener: WsListener) -> tuple[str, int]:
@@ -118,15 +44,6 @@ def address_of(listener: WsListener) -> tuple[str, int]:
     transport_listener = getattr(transport_listener, "transport_listener", transport_listener)
     host, port, *_ = transport_listener.socket.getsockname()
     return host, port
-
-
-def request(
-    *headers: bytes, leave_out: bytes = b"Nothing", line: bytes = b"GET / HTTP/1.1"
-) -> bytes:
-    """An opening handshake, with more headers or one fewer, and another first line."""
-    _, *rest = CLIENT_HANDSHAKE.strip().split(b"\r\n")
-    kept = [header for header in rest if not header.startswith(leave_out)]
-    return b"\r\n".join([line, *kept, *headers, b"", b""])
 
 
 # The listener

@@ -19,8 +19,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import StreamClosed, StreamConfig, WsByteStream, WsEvent, WsStreamError
 
-from .faults import Fault, FaultyTransport, Kind
-from .pairs import TRANSPORTS, connection_pair
+from .support.faults import Fault, FaultyTransport, Kind
+from .support.pairs import connection_pair
+from .support.transports import TRANSPORTS
 
 PATTERN = bytes(range(251)) * 5000  # what is sent, from its beginning on
 AFTER_A_CUT = b"\xff"  # what is sent when something has not been sent whole

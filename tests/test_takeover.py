@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import attrs
 import pytest
 import trio
 import trio.testing
@@ -34,127 +32,19 @@ from trio_wsstream import (
     WsEvent,
 )
 
-from .pairs import (
-    BINARY,
-    CLIENT_HANDSHAKE,
-    CLOSE,
-    CONT,
-    PING,
-    PONG,
-    TEXT,
-    TRANSPORTS,
-    CancelAtStep,
-    RawPeer,
-    cancel_when_all_is_blocked,
-    close_payload,
-    connection_pair,
-    frame,
-    handshake,
-    receive_all,
-    receive_head,
-    reset,
-)
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload, frame
+from .support.handshakes import CLIENT_HANDSHAKE, handshake, receive_head
+from .support.meeting import Meeting, meeting
+from .support.pairs import connection_pair
+from .support.raw_peer import RawPeer
+from .support.receiving import receive_all, receive_and_break, receive_exactly
+from .support.tasks import CancelAtStep, cancel_when_all_is_blocked
+from .support.transports import TRANSPORTS, Gate, reset
 
-CONFIG = StreamConfig(text=TextPolicy.AS_BYTES)
 TIGHT = StreamConfig(text=TextPolicy.AS_BYTES, receive_buffer_size=1000)
 ROOM_FOR_ALL: Final = 100  # messages, in trio-websocket's queue
 
-both_sides = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
 every_queue = pytest.mark.parametrize("queue", [0, 1, ROOM_FOR_ALL])
-
-Heard = list[tuple[int, bytes]]
-"""Opcode and payload of what a peer heard from us."""
-
-
-@attrs.define
-class Meeting:
-    """A connection of ours, and a peer made by hand, who listens until TCP ends.
-
-    Attributes:
-      heard: the whole frames that the peer got.
-      cut_off: what it got of one that was not whole.
-    """
-
-    nursery: trio.Nursery
-    connection: WebSocketConnection
-    peer: RawPeer
-    heard: Heard = attrs.field(factory=list)
-    cut_off: bytes = b""
-
-    async def listen(self) -> None:
-        """After a Close, a server ends TCP (RFC 6455, 7.1.1)."""
-        try:
-            while self.peer.masked or CLOSE not in dict(self.heard):
-                self.heard.append(await self.peer.receive())
-        except EOFError as error:
-            self.cut_off = error.args[0]
-        except trio.ClosedResourceError:
-            pass  # the peer has hung up
-        finally:
-            await self.peer.transport.aclose()
-
-    async def say(self, *frames: tuple[int, bytes] | tuple[int, bytes, bool]) -> None:
-        """Each an opcode and a payload, and False if it is not the message's last one."""
-        for opcode, payload, *fin in frames:
-            await self.peer.send(opcode, payload, fin=all(fin))
-        await wait_all_tasks_blocked()
-
-    def take_over(self, config: StreamConfig = CONFIG) -> tuple[WsByteStream, list[WsEvent]]:
-        """The stream, and what happens on it, up to the moment."""
-        stream = WsByteStream(self.connection, self.nursery, config)
-        happened: list[WsEvent] = []
-        self.nursery.start_soon(collect, stream.subscribe(math.inf), happened)
-        return stream, happened
-
-
-async def collect(events: trio.MemoryReceiveChannel[WsEvent], happened: list[WsEvent]) -> None:
-    async for event in events:
-        happened.append(event)  # noqa: PERF401  # to be seen at once
-
-
-@asynccontextmanager
-async def meeting(
-    *,
-    client: bool,
-    transport: str = "memory",
-    wrap: Callable[[Any], Any] = lambda stream: stream,
-    **options: Any,
-) -> AsyncGenerator[Meeting, None]:
-    """When it is left, all has been said, and no task may remain.
-
-    Args:
-      client: whether we are the client.
-      wrap: what our transport is wrapped in.
-      options: trio-websocket's.
-    """
-    with trio.fail_after(10):
-        ends = await TRANSPORTS[transport]()
-        ours, theirs = ends if client else reversed(ends)
-        async with trio.open_nursery() as nursery:
-            connection = await handshake(nursery, wrap(ours), theirs, client=client, **options)
-            peer = RawPeer(theirs, masked=not client)
-            it = Meeting(nursery, connection, peer)
-            nursery.start_soon(it.listen)
-            yield it
-
-
-async def receive_exactly(stream: WsByteStream, count: int) -> bytes:
-    received = b""
-    while len(received) < count:
-        received += await stream.receive_some()
-    return received
-
-
-async def receive_and_break(stream: WsByteStream) -> tuple[bytes, BaseException | None]:
-    """All that can be received, and why it is not all that there should be."""
-    received = b""
-    with pytest.raises(trio.BrokenResourceError) as broken:
-        while True:
-            data = await stream.receive_some()
-            assert data
-            received += data
-    return received, broken.value.__cause__
-
 
 # At every byte
 
@@ -242,21 +132,21 @@ async def check_takeover(cut: int, *, client: bool, transport: str, queue: int) 
 
 
 @every_queue
-@both_sides
+@SIDES
 async def test_takeover_at_every_byte(client: bool, queue: int) -> None:
     for cut in cuts(client=client):
         await check_takeover(cut, client=client, transport="memory", queue=queue)
 
 
 @every_queue
-@both_sides
+@SIDES
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 async def test_takeover_over_every_transport(client: bool, queue: int, transport: str) -> None:
     for cut in cuts(client=client)[queue % 7 :: 13]:
         await check_takeover(cut, client=client, transport=transport, queue=queue)
 
 
-@both_sides
+@SIDES
 async def test_with_room_for_all_a_ping_is_answered_by_whom_its_last_byte_reached(
     client: bool,
 ) -> None:
@@ -298,7 +188,7 @@ async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:
 
 
 @every_queue
-@both_sides
+@SIDES
 async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
     speech = b"".join(spoken(client=client))
     for cut in cuts(client=client)[::9]:
@@ -323,7 +213,7 @@ async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
 
 
 @every_queue
-@both_sides
+@SIDES
 async def test_takeover_between_any_two_steps_of_trio_websockets_reader(
     client: bool, queue: int
 ) -> None:
@@ -369,7 +259,7 @@ async def test_takeover_between_any_two_steps_of_trio_websockets_reader(
     ],
 )
 @every_queue
-@both_sides
+@SIDES
 async def test_queued_text_follows_the_text_policy_in_order(
     client: bool,
     queue: int,
@@ -391,7 +281,7 @@ async def test_queued_text_follows_the_text_policy_in_order(
     assert happened[: len(events)] == events
 
 
-@both_sides
+@SIDES
 async def test_the_message_limit_of_trio_websocket_ends_with_the_takeover(client: bool) -> None:
     async with meeting(client=client, max_message_size=10) as our:
         message = our.peer.frame(BINARY, NOISE)
@@ -404,7 +294,7 @@ async def test_the_message_limit_of_trio_websocket_ends_with_the_takeover(client
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_nothing_is_read_ahead_of_what_the_buffer_takes(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -422,7 +312,7 @@ async def test_nothing_is_read_ahead_of_what_the_buffer_takes(
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_message_that_get_message_was_given_is_not_received_again(client: bool) -> None:
     async with meeting(client=client, message_queue_size=1) as our:
         await our.say((BINARY, b"one"), (BINARY, b"two"), (BINARY, b"three"), (CLOSE, b""))
@@ -432,7 +322,7 @@ async def test_a_message_that_get_message_was_given_is_not_received_again(client
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
 async def test_we_may_speak_first(client: bool, transport: str) -> None:
     async with meeting(client=client, transport=transport) as our:
@@ -465,7 +355,7 @@ def what_to_receive(queued: list[tuple[int, bytes]]) -> bytes:
 )
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
-@both_sides
+@SIDES
 async def test_after_the_peer_has_closed(
     client: bool, transport: str, queued: list[tuple[int, bytes]], code: int, reason: str
 ) -> None:
@@ -488,7 +378,7 @@ async def test_after_the_peer_has_closed(
     assert happened == [CloseReceived(code, reason), StreamClosed(code, reason, True, error)]
 
 
-@both_sides
+@SIDES
 async def test_after_a_close_nobody_needs_to_receive(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"), (CLOSE, close_payload(1000)))
@@ -498,7 +388,7 @@ async def test_after_a_close_nobody_needs_to_receive(client: bool) -> None:
     assert happened == [CloseReceived(1000, ""), StreamClosed(1000, "", True, None)]
 
 
-@both_sides
+@SIDES
 async def test_a_half_close_that_trio_websocket_has_not_seen_is_held_back(client: bool) -> None:
     half_close = (CLOSE, close_payload(1000, "half-close"))
     async with meeting(client=client, message_queue_size=0) as our:
@@ -515,7 +405,7 @@ async def test_a_half_close_that_trio_websocket_has_not_seen_is_held_back(client
     ]
 
 
-@both_sides
+@SIDES
 async def test_a_close_inside_an_unfinished_message_was_abnormal(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"half of it", False), (CLOSE, close_payload(1000)))
@@ -526,7 +416,7 @@ async def test_a_close_inside_an_unfinished_message_was_abnormal(client: bool) -
     assert happened == [CloseReceived(1000, ""), StreamClosed(1000, "", True, error)]
 
 
-@both_sides
+@SIDES
 async def test_a_client_waits_for_tcp_to_end_but_not_for_ever(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -588,7 +478,7 @@ async def check_violation(
 
 @pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS)
 @pytest.mark.parametrize("transport", ["memory", "tcp"])
-@both_sides
+@SIDES
 async def test_after_a_violation(
     client: bool, transport: str, violation: tuple[int, bytes]
 ) -> None:
@@ -600,7 +490,7 @@ async def test_after_a_violation(
         await check_violation(our, sent, code, before, is_client=client)
 
 
-@both_sides
+@SIDES
 async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
     for steps in range(8):
         for _ in range(5):  # in one order or another
@@ -618,7 +508,7 @@ async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: b
             assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
 
 
-@both_sides
+@SIDES
 async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"))
@@ -635,14 +525,14 @@ async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
     assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
 
 
-@both_sides
+@SIDES
 async def test_after_a_wrong_mask(client: bool) -> None:
     async with meeting(client=client) as our:
         wrong = frame(BINARY, b"one", masked=client)
         await check_violation(our, wrong, 1002, b"", is_client=client)
 
 
-@both_sides
+@SIDES
 async def test_after_a_violation_inside_a_message(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"half of it", False))
@@ -650,7 +540,7 @@ async def test_after_a_violation_inside_a_message(client: bool) -> None:
         await check_violation(our, wrong, 1002, b"half of it", is_client=client)
 
 
-@both_sides
+@SIDES
 async def test_the_error_of_a_violation_is_made_of_plain_values(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.peer.transport.send_all(as_said_to(b"\xc2\x00", client=client))
@@ -663,7 +553,7 @@ async def test_the_error_of_a_violation_is_made_of_plain_values(client: bool) ->
 
 
 @every_queue
-@both_sides
+@SIDES
 async def test_a_violation_behind_a_full_queue_is_met_by_the_stream(
     client: bool, queue: int
 ) -> None:
@@ -684,7 +574,7 @@ async def test_a_violation_behind_a_full_queue_is_met_by_the_stream(
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "reset"])
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("rest", [b"", b"\x82", b"\x82\x05abc"])
-@both_sides
+@SIDES
 async def test_after_the_transport_was_lost(
     client: bool, rest: bytes, queued: list[tuple[int, bytes]], transport: str
 ) -> None:
@@ -718,7 +608,7 @@ async def test_after_the_transport_was_lost(
     assert happened == [ErrorOccurred(error), StreamClosed(1006, "", False, error)]
 
 
-@both_sides
+@SIDES
 async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
     for steps in range(4):
         for _ in range(5):  # in one order or another
@@ -734,7 +624,7 @@ async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) 
                 await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_loss_that_only_senders_have_met_is_one(client: bool) -> None:
     """The reader task is still in the transport, and nothing comes."""
     ends = []
@@ -776,51 +666,7 @@ async def test_a_loss_that_only_senders_have_met_is_one(client: bool) -> None:
 # While trio-websocket is sending
 
 
-class SlowSender(trio.abc.Stream):
-    """A transport that sends half of what it should while its gate is shut."""
-
-    def __init__(self, transport: trio.abc.Stream) -> None:
-        self._transport = transport
-        self.gate = trio.Event()
-        self.gate.set()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        half = len(data) // 2
-        await self._transport.send_all(data[:half])
-        await self.gate.wait()
-        await self._transport.send_all(data[half:])
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._transport.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._transport.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        self.gate.set()
-        await self._transport.aclose()
-
-
-@attrs.define
-class Gate:
-    """Wraps our transport of a `meeting`, to shut it and to open it again."""
-
-    sender: SlowSender | None = None
-
-    def __call__(self, transport: trio.abc.Stream) -> SlowSender:
-        self.sender = SlowSender(transport)
-        return self.sender
-
-    def shut(self) -> None:
-        assert self.sender is not None
-        self.sender.gate = trio.Event()
-
-    def open(self) -> None:
-        assert self.sender is not None
-        self.sender.gate.set()
-
-
-@both_sides
+@SIDES
 async def test_our_frame_goes_after_a_pong_that_is_being_sent_and_reading_does_not_wait(
     client: bool,
 ) -> None:
@@ -848,7 +694,7 @@ async def test_our_frame_goes_after_a_pong_that_is_being_sent_and_reading_does_n
     ]
 
 
-@both_sides
+@SIDES
 async def test_frames_that_wait_for_trio_websockets_lock_go_out_whole_and_first(
     client: bool,
 ) -> None:
@@ -874,7 +720,7 @@ async def test_frames_that_wait_for_trio_websockets_lock_go_out_whole_and_first(
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_message_that_is_being_sent_to_a_socket_goes_out_whole(client: bool) -> None:
     ends = await TRANSPORTS["unix"]()
     ours, theirs = ends if client else reversed(ends)
@@ -893,7 +739,7 @@ async def test_a_message_that_is_being_sent_to_a_socket_goes_out_whole(client: b
         await theirs.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_close_that_trio_websocket_has_encoded_counts_as_sent(client: bool) -> None:
     gate = Gate()
     async with meeting(client=client, wrap=gate) as our:
@@ -912,7 +758,7 @@ async def test_a_close_that_trio_websocket_has_encoded_counts_as_sent(client: bo
     assert happened == [CloseReceived(1000, "bye"), StreamClosed(1000, "bye", True, None)]
 
 
-@both_sides
+@SIDES
 async def test_the_end_is_told_once_the_close_of_trio_websocket_is_with_the_transport(
     client: bool,
 ) -> None:
@@ -935,7 +781,7 @@ async def test_the_end_is_told_once_the_close_of_trio_websocket_is_with_the_tran
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_pong_that_never_gets_out_holds_up_no_end(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -954,7 +800,7 @@ async def test_a_pong_that_never_gets_out_holds_up_no_end(
 # What becomes of the connection
 
 
-@both_sides
+@SIDES
 async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client: bool) -> None:
     async with meeting(client=client) as our:
         told = trio.Event()
@@ -972,7 +818,7 @@ async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client:
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_from_a_socket_trio_websockets_reader_is_sent_away_at_once(client: bool) -> None:
     async with meeting(client=client, transport="tcp") as our:
 
@@ -1078,7 +924,7 @@ async def test_a_client_that_is_not_accepted_yet_is_refused(
         nursery.cancel_scope.cancel()
 
 
-@both_sides
+@SIDES
 async def test_a_connection_taken_over_before_is_refused(client: bool) -> None:
     async with connected(client=client) as (ours, theirs, nursery):
         stream = WsByteStream(ours, nursery)
@@ -1092,7 +938,7 @@ async def test_a_connection_taken_over_before_is_refused(client: bool) -> None:
         check_refused(ours, nursery, "taken over before")
 
 
-@both_sides
+@SIDES
 async def test_a_connection_that_is_closing_or_closed_is_refused(client: bool) -> None:
     gate = Gate()
     async with meeting(client=client, wrap=gate) as our:
@@ -1122,7 +968,7 @@ async def test_a_connection_that_is_closing_is_refused_even_if_it_meets_a_violat
         gate.open()
 
 
-@both_sides
+@SIDES
 async def test_a_connection_whose_ping_is_under_way_is_refused(client: bool) -> None:
     gate = Gate()
     async with meeting(client=client, wrap=gate) as our:
@@ -1145,7 +991,7 @@ async def test_a_connection_whose_ping_is_under_way_is_refused(client: bool) -> 
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_ping_that_was_given_up_is_no_reason_to_refuse(client: bool) -> None:
     async with meeting(client=client) as our:
         with trio.CancelScope() as scope:
@@ -1158,7 +1004,7 @@ async def test_a_ping_that_was_given_up_is_no_reason_to_refuse(client: bool) -> 
         await stream.aclose()
 
 
-@both_sides
+@SIDES
 async def test_a_connection_that_was_failed_for_size_is_refused(client: bool) -> None:
     gate = Gate()
     async with meeting(client=client, wrap=gate, max_message_size=10) as our:
@@ -1183,7 +1029,7 @@ class NoExtension(Extension):
         return True
 
 
-@both_sides
+@SIDES
 async def test_a_connection_with_an_extension_is_refused(client: bool) -> None:
     async with connected(client=client) as (ours, theirs, nursery):
         await check_it_works(ours, theirs)
@@ -1192,7 +1038,7 @@ async def test_a_connection_with_an_extension_is_refused(client: bool) -> None:
         await check_it_works(ours, theirs)
 
 
-@both_sides
+@SIDES
 async def test_a_nursery_that_is_closed_is_refused(client: bool) -> None:
     async with connected(client=client) as (ours, theirs, nursery):
         async with trio.open_nursery() as closed:
@@ -1257,7 +1103,7 @@ async def met_halfway(*, client: bool) -> AsyncGenerator[Meeting, None]:
 
 
 @pytest.mark.parametrize("name", INSIDES)
-@both_sides
+@SIDES
 async def test_a_trio_websocket_that_lacks_something_is_refused(
     client: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,8 @@ from trio_wsstream import _transport
 from trio_wsstream._masking import apply_mask
 from trio_wsstream._transport import SocketTransport, StreamTransport, adapt, why_broken
 
-from .pairs import CancelAtStep, memory_transport, unix_transport
+from .support.tasks import CancelAtStep
+from .support.transports import memory_transport, unix_transport
 
 LONG = bytes(range(256)) * 200
 """More than a socket of `unix_transport` takes at once."""
@@ -252,7 +253,7 @@ async def test_what_a_cancelled_write_to_a_socket_leaves_goes_out_before_the_nex
     steps: int,
 ) -> None:
     wire, peer = await socket_and_peer()
-    received = b""
+    received = bytearray()
     async with peer, trio.open_nursery() as nursery:
 
         async def write() -> None:

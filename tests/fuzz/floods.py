@@ -7,7 +7,7 @@ from collections.abc import Callable
 from trio_wsstream import StreamConfig, TextPolicy
 from trio_wsstream._protocol import Protocol
 
-from ..pairs import BINARY, CONT, PING, PONG, TEXT, frame
+from ..support.frames import BINARY, CONT, PING, PONG, TEXT, frame
 
 READ = 4096
 ROOMY = 1 << 26  # bytes that may be unread

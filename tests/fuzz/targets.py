@@ -46,7 +46,8 @@ from trio_wsstream._frames import (
 )
 from trio_wsstream._protocol import HALF_CLOSE, MAX_PONGS_OWED, Close, Protocol
 
-from ..pairs import background, handshake
+from ..support.handshakes import handshake
+from ..support.tasks import background
 from . import reference
 from .reference import BINARY, CLOSE, PING, PONG, TEXT, Binary, Control, Part, Text, Wrong
 

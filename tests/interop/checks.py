@@ -21,7 +21,7 @@ from trio_wsstream import (
     WsByteStream,
 )
 
-from ..pairs import receive_all
+from ..support.receiving import receive_all
 from .conftest import Meet
 
 # Around the lengths where a frame's header and our messages change their sizes.

@@ -24,7 +24,7 @@ import trio
 
 from trio_wsstream import StreamConfig, WsByteStream, open_ws_stream, serve_ws
 
-from ..pairs import AUTHORITY, CLIENT_TLS, SERVER_TLS
+from ..support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
 HERE = Path(__file__).parent
 LIMIT = 20  # seconds that a meeting may take: a bound against hanging

@@ -25,7 +25,8 @@ from trio_wsstream import (
     WsListener,
 )
 
-from ..pairs import background, receive_all
+from ..support.receiving import receive_all
+from ..support.tasks import background
 from .browser import Browser, ScriptError, open_browser
 from .checks import sha256
 from .peer import LIMIT

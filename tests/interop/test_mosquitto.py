@@ -23,8 +23,8 @@ from trio_wsstream import (
     open_ws_stream,
 )
 
-from ..pairs import AUTHORITY, CLIENT_TLS
-from ..programs import LIMIT, Program, free_port, running
+from ..support.programs import LIMIT, Program, free_port, running
+from ..support.transports import AUTHORITY, CLIENT_TLS
 from .peer import need_program
 
 CONNECT, CONNACK, PUBLISH, SUBSCRIBE, SUBACK = 0x10, 0x20, 0x30, 0x82, 0x90

@@ -27,8 +27,9 @@ from trio_wsstream import (
     serve_ws,
 )
 
-from ..pairs import AUTHORITY, CLIENT_TLS, receive_all
-from ..programs import LIMIT, free_port, running
+from ..support.programs import LIMIT, free_port, running
+from ..support.receiving import receive_all
+from ..support.transports import AUTHORITY, CLIENT_TLS
 from .peer import need_program
 
 Meet = Callable[..., AbstractAsyncContextManager[tuple[WsByteStream, WsByteStream]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trio_wsstream import StreamClosed
 
-from ..pairs import receive_all
+from ..support.receiving import receive_all
 from .checks import Checks, HalfClose
 from .conftest import Meet
 from .peer import python_peer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from ..programs import LIMIT, TUNNEL, free_port, port_of, running, tunnel, tunnel_to
+from ..support.programs import LIMIT, TUNNEL, free_port, port_of, running, tunnel, tunnel_to
 from .peer import missing, need_program
 
 DATA = os.urandom(3_000_000)

@@ -24,7 +24,7 @@ from trio_wsstream import (
     open_ws_stream,
 )
 
-from ..pairs import receive_all
+from ..support.receiving import receive_all
 from .checks import SIZES, closed_with
 from .peer import LIMIT, need_module
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-EXAMPLES: Final = Path(__file__).parent.parent / "examples"
+EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 TUNNEL: Final = [sys.executable, str(EXAMPLES / "tunnel.py")]
 
 LIMIT: Final = 30  # seconds: a bound against hanging

@@ -24,7 +24,9 @@ from trio_wsstream import (
     WsStreamError,
 )
 
-from .pairs import background, connection_pair, unix_transport
+from .pairs import connection_pair
+from .tasks import background
+from .transports import unix_transport
 
 PATIENCE = 100.0  # seconds until a caller gives up: more than all timeouts together
 

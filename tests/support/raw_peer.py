@@ -1,0 +1,83 @@
+"""A peer made by hand, which says and sees frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from trio_wsstream import StreamConfig, WsByteStream
+from trio_wsstream._frames import FIN, MASKED, apply_mask
+
+from .frames import frame
+from .handshakes import handshake
+from .transports import TRANSPORTS, close_when_cancelled
+
+
+class RawPeer:
+    """The other end of a stream's transport, which says and sees frames.
+
+    Args:
+      transport: its end of the transport.
+      masked: whether it is the client, whose frames are masked.
+    """
+
+    def __init__(self, transport: Any, *, masked: bool) -> None:
+        self.transport = transport
+        self.masked = masked
+        self._data = bytearray()  # as adding to bytes copies all of them
+
+    async def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> None:
+        await self.transport.send_all(self.frame(opcode, payload, fin=fin))
+
+    def frame(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
+        return frame(opcode, payload, fin=fin, masked=self.masked)
+
+    async def _receive_exactly(self, count: int) -> bytes:
+        while len(self._data) < count:
+            data = await self.transport.receive_some(65536)
+            if not data:
+                raise EOFError(bytes(self._data))
+            self._data += data
+        received = bytes(self._data[:count])
+        del self._data[:count]
+        return received
+
+    async def receive(self) -> tuple[int, bytes]:
+        """Opcode and payload of the next frame; EOFError at the end of the transport."""
+        first, second = await self._receive_exactly(2)
+        assert first & FIN
+        assert bool(second & MASKED) is not self.masked
+        length = second & 127
+        if length > 125:
+            length = int.from_bytes(await self._receive_exactly(2 if length == 126 else 8), "big")
+        key = b"" if self.masked else await self._receive_exactly(4)
+        payload = await self._receive_exactly(length)
+        return first & 15, apply_mask(payload, key) if key else payload
+
+    async def expect_eof(self) -> None:
+        try:
+            unexpected = await self.receive()
+        except EOFError as error:
+            assert error.args == (b"",)
+        else:
+            raise AssertionError(f"a frame where TCP should end: {unexpected}")
+
+
+async def raw_pair(
+    nursery: trio.Nursery,
+    transport: str = "memory",
+    config: StreamConfig = StreamConfig(),
+    *,
+    client: bool = False,
+) -> tuple[WsByteStream, RawPeer]:
+    """A stream, and a raw peer at the other end of its transport.
+
+    Args:
+      client: whether the stream is the client; else it is the server.
+    """
+    ends = await TRANSPORTS[transport]()
+    ours, theirs = ends if client else reversed(ends)
+    nursery.start_soon(close_when_cancelled, theirs)
+    connection = await handshake(nursery, ours, theirs, client=client)
+    return WsByteStream(connection, nursery, config), RawPeer(theirs, masked=not client)

@@ -1,0 +1,79 @@
+"""A server over memory, and clients that try it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+import trio.testing
+
+from trio_wsstream import WsByteStream, WsListener, open_ws_stream
+
+from .tasks import background
+
+
+class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
+    """A listener of memory streams, or of errors to raise."""
+
+    def __init__(self) -> None:
+        self._arrive, self._arrived = trio.open_memory_channel[Any](1000)
+
+    async def connect(self) -> Any:
+        ours, theirs = trio.testing.memory_stream_pair()
+        await self._arrive.send(theirs)
+        return ours
+
+    async def fail(self, error: Exception) -> None:
+        await self._arrive.send(error)
+
+    async def accept(self) -> trio.abc.Stream:
+        arrived = await self._arrived.receive()
+        if isinstance(arrived, Exception):
+            raise arrived
+        return arrived
+
+    async def aclose(self) -> None:
+        self._arrived.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def echo(stream: trio.abc.Stream) -> None:
+    async with stream:
+        async for chunk in stream:
+            await stream.send_all(chunk)
+
+
+@asynccontextmanager
+async def memory_server(
+    handler: Callable[[WsByteStream], Awaitable[object]] = echo, **options: Any
+) -> AsyncGenerator[MemoryListener, None]:
+    """`trio.serve_listeners` of a `WsListener` over memory."""
+    listener = MemoryListener()
+    async with background() as nursery:
+        ours = WsListener(listener, nursery, **options)
+        await nursery.start(trio.serve_listeners, handler, [ours])
+        yield listener
+
+
+async def open_over(
+    nursery: trio.Nursery, transport: trio.abc.Stream, url: str = "ws://localhost/", **options: Any
+) -> WsByteStream:
+    """A client's stream that lives in ``nursery``."""
+
+    async def run(task_status: trio.TaskStatus[WsByteStream]) -> None:
+        async with open_ws_stream(url, transport=transport, **options) as stream:
+            task_status.started(stream)
+            await trio.sleep_forever()
+
+    stream: WsByteStream = await nursery.start(run)
+    return stream
+
+
+async def assert_works(listener: MemoryListener, **options: Any) -> None:
+    async with background() as nursery:
+        stream = await open_over(nursery, await listener.connect(), **options)
+        await stream.send_all(b"does it work?")
+        assert await stream.receive_some() == b"does it work?"
+        await stream.aclose()

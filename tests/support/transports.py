@@ -1,0 +1,122 @@
+"""Connected transports, client first, and wrappers that make one slow."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import trio
+import trio.testing
+import trustme
+
+AUTHORITY = trustme.CA()
+SERVER_TLS = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+AUTHORITY.issue_cert("localhost", "127.0.0.1").configure_cert(SERVER_TLS)
+CLIENT_TLS = ssl.create_default_context()
+AUTHORITY.configure_trust(CLIENT_TLS)
+
+
+async def memory_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    return trio.testing.memory_stream_pair()
+
+
+async def lockstep_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    return trio.testing.lockstep_stream_pair()
+
+
+async def tcp_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        client = await trio.open_tcp_stream(*listener.socket.getsockname())
+        return client, await listener.accept()
+
+
+async def unix_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two sockets that hold little. What one has sent, the other has: nothing is on the way."""
+    ends = trio.socket.socketpair()
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return trio.SocketStream(ends[0]), trio.SocketStream(ends[1])
+
+
+async def tls_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    client, server = await tcp_transport()
+    client_tls = trio.SSLStream(
+        client, CLIENT_TLS, server_hostname="localhost", https_compatible=True
+    )
+    server_tls = trio.SSLStream(server, SERVER_TLS, server_side=True, https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client_tls.do_handshake)
+        nursery.start_soon(server_tls.do_handshake)
+    return client_tls, server_tls
+
+
+TRANSPORTS: dict[str, Callable[[], Awaitable[tuple[Any, Any]]]] = {
+    "memory": memory_transport,
+    "lockstep": lockstep_transport,
+    "tcp": tcp_transport,
+    "tls": tls_transport,
+    "unix": unix_transport,
+}
+
+
+def reset(stream: trio.SocketStream) -> None:
+    """Have the other end see a reset instead of an end."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def close_when_cancelled(transport: trio.abc.AsyncResource) -> None:
+    """Leave no socket open when a test ends."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        await trio.aclose_forcefully(transport)
+
+
+class SlowSender(trio.abc.Stream):
+    """A transport that sends half of what it should while its gate is shut."""
+
+    def __init__(self, transport: trio.abc.Stream) -> None:
+        self._transport = transport
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        half = len(data) // 2
+        await self._transport.send_all(data[:half])
+        await self.gate.wait()
+        await self._transport.send_all(data[half:])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._transport.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._transport.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        self.gate.set()
+        await self._transport.aclose()
+
+
+@attrs.define
+class Gate:
+    """Wraps our transport of a `meeting`, to shut it and to open it again."""
+
+    sender: SlowSender | None = None
+
+    def __call__(self, transport: trio.abc.Stream) -> SlowSender:
+        self.sender = SlowSender(transport)
+        return self.sender
+
+    def shut(self) -> None:
+        assert self.sender is not None
+        self.sender.gate = trio.Event()
+
+    def open(self) -> None:
+        assert self.sender is not None
+        self.sender.gate.set()
