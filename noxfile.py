@@ -28,7 +28,7 @@ NO_TIMEOUT = ["-o", "faulthandler_timeout=0"]  # for sessions whose single tests
 def tests(session: nox.Session) -> None:
     """The test suite, with those of the peers that are there."""
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

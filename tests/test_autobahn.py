@@ -218,7 +218,14 @@ async def send_back(stream: WsByteStream) -> bytes:
     return bytes(received)
 
 
-@pytest.mark.parametrize("number", SCRIPTS[BINARY])
+@pytest.mark.parametrize(
+    "number",
+    # Those of section 9 are the long ones.
+    [
+        pytest.param(number, marks=[pytest.mark.slow] if number.startswith("9.") else [])
+        for number in SCRIPTS[BINARY]
+    ],
+)
 @pytest.mark.parametrize("message", [BINARY, TEXT], ids=["binary", "text"])
 @SIDES
 async def test_case(number: str, message: int, client: bool) -> None:

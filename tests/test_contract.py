@@ -28,6 +28,7 @@ async def clogged_pair(nursery: trio.Nursery) -> tuple[WsByteStream, WsByteStrea
     return client, server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grace_period", [_stream.GRACE_PERIOD, 0, math.inf])
 @pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls"])
 async def test_check_half_closeable_stream(

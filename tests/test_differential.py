@@ -349,6 +349,7 @@ def exchanges(draw: st.DrawFn, *, masked: bool) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @SIDES
 @settings(deadline=None, max_examples=300)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 200), max_size=8))
@@ -382,6 +383,7 @@ def test_all_make_the_same_of_each_close_code(client: bool) -> None:
         check_that_all_agree(data, [], client=client)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest", [b"", bytes(4)], ids=["header", "masked or of four bytes"])
 def test_all_make_the_same_of_any_two_first_bytes(rest: bytes) -> None:
     for first, second in itertools.product(range(256), (0, 4, 126, 127, 128, 132, 254, 255)):

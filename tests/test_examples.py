@@ -36,6 +36,8 @@ from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import AUTHORITY, reset
 
+pytestmark = pytest.mark.slow  # as most of these tests start programs
+
 DATA = bytes(range(256)) * 4000
 
 

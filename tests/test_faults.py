@@ -66,6 +66,7 @@ async def test_nothing_is_lost_without_a_fault(plan: Plan, autojump_clock: MockC
     assert (await exchange_through_sockets(plan, None)).seconds == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_client", [True, False], ids=["client", "server"])
 @pytest.mark.parametrize("operation", ["receive", "send"])
 @pytest.mark.parametrize("kind", Kind)
@@ -93,6 +94,7 @@ def test_the_closing_of_a_transport_may_go_wrong(plan: Plan, kind: Kind, at_clie
         assert side.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["receive", "send"])
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.ERROR, Kind.PARTIAL)])
 @ALL_PLANS
@@ -152,6 +154,7 @@ CONFIGS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     plan=st.builds(
@@ -179,6 +182,7 @@ def test_a_long_exchange_may_be_cut_anywhere(
         check_times([outcome])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     plan=st.builds(Plan, client=PIECES, server=PIECES, half_close=st.booleans(), config=CONFIGS),

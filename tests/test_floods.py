@@ -93,6 +93,7 @@ async def receive_all_of(peer: RawPeer, *expected: tuple[int, bytes]) -> None:
         missing.discard(await peer.receive())
 
 
+@pytest.mark.slow
 @SIDES
 @pytest.mark.parametrize("is_receiving", [True, False], ids=["receiving", "idle"])
 @floods(CONTROL, SILENT)
@@ -131,6 +132,7 @@ async def test_a_flood_that_carries_no_data_takes_no_memory(
             assert len(told) == 64 + 2
 
 
+@pytest.mark.slow
 @SIDES
 @floods(DATA)
 async def test_a_flood_of_data_that_nobody_receives_takes_one_buffer(

@@ -22,6 +22,7 @@ from .support.raw_peer import raw_pair
 from .support.tasks import background
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_target_on_its_corpus(name: str) -> None:
     inputs = seeds() + corpus(name)
@@ -46,6 +47,7 @@ def calls(function: Callable[[], object]) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest.mark.parametrize("text", TextPolicy)
 def test_twice_as_much_takes_twice_the_calls(flood: str, text: TextPolicy) -> None:

@@ -34,6 +34,7 @@ def count_tasks() -> int:
 # Clients that mean harm
 
 
+@pytest.mark.slow
 async def test_thousands_of_half_open_handshakes_cost_little_and_keep_nobody_out() -> None:
     gc.collect()
     before = [type(each) for each in gc.get_objects()].count(WebSocketConnection)

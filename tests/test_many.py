@@ -12,6 +12,7 @@ from benchmarks.many import SIDES, Findings, measure, raise_file_limit
 PAIRS = 300
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it counts in /proc")
 @pytest.mark.parametrize("side", SIDES)
 async def test_hundreds_of_pairs_echo_at_once_close_at_once_and_leave_nothing(side: str) -> None:

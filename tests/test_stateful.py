@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -413,4 +414,4 @@ class TwoEnds(RuleBasedStateMachine):
 
 
 TwoEnds.TestCase.settings = settings(deadline=None, stateful_step_count=40)
-TestTwoEnds = TwoEnds.TestCase
+TestTwoEnds = pytest.mark.slow(TwoEnds.TestCase)

@@ -131,6 +131,7 @@ async def check_takeover(cut: int, *, client: bool, transport: str, queue: int) 
     assert stream.closed == happened[-1]
 
 
+@pytest.mark.slow
 @every_queue
 @SIDES
 async def test_takeover_at_every_byte(client: bool, queue: int) -> None:
@@ -187,6 +188,7 @@ async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @every_queue
 @SIDES
 async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
@@ -212,6 +214,7 @@ async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
             await stream.aclose()
 
 
+@pytest.mark.slow
 @every_queue
 @SIDES
 async def test_takeover_between_any_two_steps_of_trio_websockets_reader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,13 @@ pytest.register_assert_rewrite(f"{__package__}.checks", f"{__package__}.peer")
 from .peer import Meeting, Peer  # noqa: E402
 
 Meet = Callable[..., AbstractAsyncContextManager[Meeting]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test in this folder as slow, since each starts other programs."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
