@@ -46,7 +46,7 @@ from trio_wsstream import (
     open_ws_stream,
     serve_ws,
 )
-from trio_wsstream._events import Subscription
+from trio_wsstream._subscriptions import _Subscription as Subscription
 
 from .support.handshakes import CLIENT_HANDSHAKE
 from .support.transports import CLIENT_TLS, SERVER_TLS

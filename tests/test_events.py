@@ -25,7 +25,7 @@ from trio_wsstream import (
     WsByteStream,
     WsEvent,
 )
-from trio_wsstream._events import Subscription
+from trio_wsstream._subscriptions import _Subscription as Subscription
 
 from .support.frames import BINARY, CLOSE, PING, PONG, SIDES, TEXT, close_payload
 from .support.pairs import stream_pair

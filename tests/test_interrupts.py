@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wsstream import StreamClosed, WsByteStream, _stream, _takeover, wrap_websocket
-from trio_wsstream._events import Subscription
+from trio_wsstream import StreamClosed, WsByteStream, _stream, _takeover, _writing, wrap_websocket
+from trio_wsstream._subscriptions import _Subscription as Subscription
 
 from .support.frames import BINARY, PING, frame
 from .support.pairs import connection_pair
@@ -36,12 +36,12 @@ def run(main: Any) -> None:
 def test_in_the_takeover(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream's task has been started, and finds a stream that is complete."""
 
-    class Interrupted(_takeover.Handover):
+    class Interrupted(_takeover.Takeover):
         def __init__(self, *args: Any) -> None:
             interrupt()
             super().__init__(*args)
 
-    monkeypatch.setattr(_takeover, "Handover", Interrupted)
+    monkeypatch.setattr(_takeover, "Takeover", Interrupted)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -86,7 +86,7 @@ def test_while_the_streams_own_task_is_woken(monkeypatch: pytest.MonkeyPatch) ->
             with pytest.raises(KeyboardInterrupt):
                 async with wrap_websocket(client) as stream:
                     await wait_all_tasks_blocked()
-                    task = stream._napping
+                    task = stream._alarm._sleeper
                     monkeypatch.setattr(_stream.trio.lowlevel, "reschedule", reschedule)
                     await stream.ping()
                     await trio.sleep_forever()
@@ -159,7 +159,7 @@ def test_after_the_socket_gave_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_while_a_sender_has_the_turn_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is passed on."""
-    take = _stream._WriteTurn.take
+    take = _writing.Writer.take_turn
 
     async def interrupted_take(turn: Any) -> None:
         await take(turn)
@@ -168,7 +168,7 @@ def test_while_a_sender_has_the_turn_to_write(monkeypatch: pytest.MonkeyPatch) -
     async def main() -> None:
         async with background() as nursery:
             stream, peer = await raw_pair(nursery, "tcp")
-            monkeypatch.setattr(_stream._WriteTurn, "take", interrupted_take)
+            monkeypatch.setattr(_writing.Writer, "take_turn", interrupted_take)
             with pytest.raises(KeyboardInterrupt):
                 await stream.wait_send_all_might_not_block()
                 await trio.sleep_forever()

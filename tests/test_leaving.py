@@ -333,7 +333,7 @@ async def listen(peer: RawPeer) -> None:
 async def close_first(peer: RawPeer) -> None:
     """Or at the same time as we do."""
     await peer.send(BINARY, b"hello")
-    await peer.send(CLOSE, close_payload(1001, "bye"))
+    await peer.send(CLOSE, close_payload(1000, "bye"))
     assert (await peer.receive())[0] == CLOSE
     if peer.masked:
         await peer.expect_eof()
@@ -425,8 +425,12 @@ async def send_too_much(stream: WsByteStream) -> None:
         (do_nothing, say_much, StreamClosed(1000, "", True, None)),
         (close, listen, StreamClosed(1000, "", True, None)),
         (do_nothing, listen, StreamClosed(1000, "", True, None)),
-        (read_all, close_first, StreamClosed(1001, "bye", True, None)),
-        (wait_until_closed, close_first, StreamClosed(1001, "bye", True, None)),
+        (read_all, close_first, StreamClosed(1000, "bye", True, None)),
+        (
+            wait_until_closed,
+            close_first,
+            StreamClosed(1000, "bye", True, None),
+        ),
         (do_nothing, close_first, None),
         (read_until_broken, hang_up, None),
         (wait_until_closed, hang_up, None),

@@ -90,7 +90,7 @@ async def test_at_debug_every_frame_and_turn_is_told_but_only_the_beginning_of_i
 async def test_the_turns_of_the_streams_own_task_and_of_senders_are_told(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    caplog.set_level(logging.DEBUG, "trio_wsstream._stream")
+    caplog.set_level(logging.DEBUG, "trio_wsstream")
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "lockstep", StreamConfig(ping_interval=1))
         await trio.sleep(2)

@@ -18,7 +18,6 @@ import websockets.sync.server
 from trio_websocket import WebSocketRequest
 
 from trio_wsstream import (
-    AbnormalClosure,
     StreamClosed,
     StreamConfig,
     TakeoverError,
@@ -278,7 +277,7 @@ async def test_an_exception_comes_out_as_it_was(error: BaseException) -> None:
     assert stream.closed is not None
     assert stream.closed.clean is isinstance(error, Exception)
     if isinstance(error, Exception):
-        assert stream.closed.error == AbnormalClosure(1011)
+        assert stream.closed == StreamClosed(1011, "", True, None)
 
 
 async def test_a_cancelled_block_drops_the_transport_and_hides_nothing() -> None:

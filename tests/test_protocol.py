@@ -30,7 +30,7 @@ from trio_wsstream import (
 )
 from trio_wsstream._frames import FIN, MASKED, Decoder, encode_header
 from trio_wsstream._masking import apply_mask
-from trio_wsstream._protocol import HALF_CLOSE, Close, Protocol, ReceiveBuffer
+from trio_wsstream._protocol import ANSWER_DEFERRED, HALF_CLOSE, Close, Protocol, ReceiveBuffer
 
 from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload, frame
 
@@ -405,25 +405,25 @@ def test_a_close_sent_before_counts() -> None:
     protocol.close(NORMAL)
     hear(protocol, PING)
     assert hear_close(protocol, HALF_CLOSE) == [CloseReceived(*HALF_CLOSE)]
-    assert not protocol.is_held
+    assert not protocol.answer_is_deferred
     assert not protocol.owes
     assert protocol.data_to_send() == b""
 
 
 # Half-close
 
-AUTO, ALWAYS, NEVER = HalfClose.AUTO, HalfClose.ALWAYS, HalfClose.NEVER
+AUTO, ALWAYS, REQUIRE = HalfClose.AUTO, HalfClose.ALWAYS, HalfClose.REQUIRE
 
 
 @pytest.mark.parametrize(
     ("close", "held_under"),
     [
-        (HALF_CLOSE, {AUTO, ALWAYS}),
+        (HALF_CLOSE, {AUTO, ALWAYS, REQUIRE}),
         (NORMAL, {ALWAYS}),
         (Close(1000, "half-close "), {ALWAYS}),
         (Close(1000, "Half-Close"), {ALWAYS}),
-        (Close(1001, ""), {ALWAYS}),
-        (Close(1001, "half-close"), {ALWAYS}),
+        (Close(1001, ""), set()),
+        (Close(1001, "half-close"), set()),
         (Close(1005, ""), {ALWAYS}),
         (Close(1002, "half-close"), set()),
         (Close(1011, ""), set()),
@@ -438,9 +438,9 @@ def test_the_answer_is_held_back_as_the_policy_says(
     protocol = make(client=client, half_close=policy)
     assert hear_close(protocol, close) == [CloseReceived(*close)]
     held = policy in held_under
-    assert protocol.is_held is held
+    assert protocol.answer_is_deferred is held
     assert protocol.can_send is held
-    assert protocol.owes is not held
+    assert protocol.owes is (not held or close == HALF_CLOSE)  # the word that it is deferred
     assert protocol.ended
 
 
@@ -452,7 +452,7 @@ def test_nothing_is_held_back_once_we_have_closed(policy: HalfClose, is_out: boo
     if is_out:
         sent_by(protocol)
     hear_close(protocol, HALF_CLOSE)
-    assert not protocol.is_held
+    assert not protocol.answer_is_deferred
     assert not protocol.can_send
     assert protocol.owes is not is_out
 
@@ -462,7 +462,7 @@ def test_a_close_inside_a_fragmented_message_is_not_held_back(policy: HalfClose)
     protocol = make(half_close=policy)
     hear(protocol, BINARY, b"half of", fin=False)
     hear_close(protocol, HALF_CLOSE)
-    assert not protocol.is_held
+    assert not protocol.answer_is_deferred
     assert sent_by(protocol) == [(CLOSE, close_payload(*HALF_CLOSE))]
     assert protocol.verdict == AbnormalClosure(*HALF_CLOSE)
 
@@ -472,19 +472,19 @@ def test_while_the_answer_is_held_back_pongs_go_out_and_our_close_ends_it() -> N
     hear(protocol, PING, b"1")
     hear_close(protocol, HALF_CLOSE)
     assert protocol.owes
-    assert sent_by(protocol) == [(PONG, b"1")]
-    assert protocol.is_held
+    assert sent_by(protocol) == [(PONG, b"1"), (PONG, ANSWER_DEFERRED)]
+    assert protocol.answer_is_deferred
     protocol.close(Close(1001, "done"))
-    assert not protocol.is_held
+    assert not protocol.answer_is_deferred
     assert not protocol.can_send
     assert sent_by(protocol) == [(CLOSE, close_payload(1001, "done"))]
-    assert protocol.closed(close_is_out=True) == StreamClosed(1000, "half-close", True, None)
+    assert protocol.closed(close_written=True) == StreamClosed(1000, "half-close", True, None)
 
 
 # How it ends
 
 
-@pytest.mark.parametrize("close", [NORMAL, Close(1000, "x"), Close(1001, "x"), Close(1005, "")])
+@pytest.mark.parametrize("close", [NORMAL, Close(1000, "x"), Close(1005, "")])
 @pytest.mark.parametrize("was_open", [False, True], ids=["after our Close", "open"])
 def test_a_normal_close_is_a_clean_end(close: Close, was_open: bool) -> None:
     protocol = make()
@@ -494,10 +494,12 @@ def test_a_normal_close_is_a_clean_end(close: Close, was_open: bool) -> None:
     assert hear_close(protocol, close) == [CloseReceived(*close)]
     assert (protocol.ended, protocol.verdict, protocol.error) == (True, None, None)
     assert read(protocol) == b"last"
-    assert protocol.closed(close_is_out=True) == StreamClosed(*close, True, None)
+    assert protocol.closed(close_written=True) == StreamClosed(*close, True, None)
 
 
-@pytest.mark.parametrize("code", [1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1014, 3000, 4999])
+@pytest.mark.parametrize(
+    "code", [1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1014, 3000, 4999]
+)
 @pytest.mark.parametrize("was_open", [False, True], ids=["after our Close", "open"])
 def test_any_other_close_is_an_abnormal_end_and_no_error_event(code: int, was_open: bool) -> None:
     protocol = make()
@@ -509,7 +511,7 @@ def test_any_other_close_is_an_abnormal_end_and_no_error_event(code: int, was_op
     assert (protocol.ended, protocol.verdict, protocol.error) == (True, error, error)
     assert not protocol.has_failed
     assert read(protocol) == b"last"
-    assert protocol.closed(close_is_out=True) == StreamClosed(code, "why", True, error)
+    assert protocol.closed(close_written=True) == StreamClosed(code, "why", True, error)
 
 
 @pytest.mark.parametrize("close", [NORMAL, Close(1001, ""), Close(1005, "")])
@@ -574,7 +576,7 @@ def test_a_violation_fails_the_connection(data: bytes, close_code: int, was_open
     assert protocol.owes  # the end of TCP, where the Close is out
     close = [(CLOSE, close_payload(close_code, error.reason))]
     assert sent_by(protocol) == (close if was_open else [])
-    assert protocol.closed(close_is_out=True) == StreamClosed(1006, "", False, error)
+    assert protocol.closed(close_written=True) == StreamClosed(1006, "", False, error)
 
 
 @pytest.mark.parametrize("was_open", [False, True], ids=["after our Close", "open"])
@@ -591,7 +593,7 @@ def test_a_transport_that_ends_without_a_close_is_lost(was_open: bool) -> None:
     assert (protocol.ended, protocol.tcp_ended, protocol.can_send) == (True, True, False)
     assert not protocol.has_failed
     assert read(protocol) == b"before"
-    assert protocol.closed(close_is_out=not was_open) == StreamClosed(1006, "", False, error)
+    assert protocol.closed(close_written=not was_open) == StreamClosed(1006, "", False, error)
 
 
 @pytest.mark.parametrize("has_closed", [False, True])
@@ -634,7 +636,7 @@ def test_a_transport_that_ends_before_our_answer_breaks_sending_only(close: Clos
     assert events_of(protocol) == [ErrorOccurred(error)]
     assert protocol.verdict is None  # all that the peer had to say has come
     assert not protocol.can_send
-    assert protocol.closed(close_is_out=False) == StreamClosed(*close, False, error)
+    assert protocol.closed(close_written=False) == StreamClosed(*close, False, error)
 
 
 def test_a_transport_that_ends_after_an_abnormal_close_is_no_other_error() -> None:
@@ -683,10 +685,6 @@ def close_normally(protocol: Protocol) -> None:
     hear_close(protocol, NORMAL)
 
 
-def hold_back(protocol: Protocol) -> None:
-    hear_close(protocol, HALF_CLOSE)
-
-
 def close_abnormally(protocol: Protocol) -> None:
     hear_close(protocol, Close(4000, ""))
 
@@ -703,7 +701,6 @@ def mistake_it_for_a_chat(protocol: Protocol) -> None:
     "end",
     [
         close_normally,
-        hold_back,
         close_abnormally,
         violate,
         mistake_it_for_a_chat,
@@ -732,7 +729,8 @@ def test_whatever_comes_after_the_end_is_ignored(end: Any, in_one_read: bool) ->
     sent_by(protocol)
 
     def state() -> list[Any]:
-        names = ["verdict", "error", "close_received", "is_held", "can_send", "has_failed", "owes"]
+        names = ["verdict", "error", "close_received", "answer_is_deferred", "can_send"]
+        names += ["has_failed", "owes"]
         return [getattr(protocol, name) for name in names]
 
     before = state()
@@ -742,6 +740,24 @@ def test_whatever_comes_after_the_end_is_ignored(end: Any, in_one_read: bool) ->
     assert state() == before
     assert read(protocol) == b"before"
     assert protocol.data_to_send() == b""
+
+
+def test_of_what_comes_after_a_half_close_only_control_frames_count() -> None:
+    protocol = make()
+    hear_close(protocol, HALF_CLOSE)
+    sent_by(protocol)
+    assert not protocol.peer_speaks_on
+    hear(protocol, BINARY, b"data")
+    hear_text(protocol, "text")
+    assert hear(protocol, PING, b"ping") == [PingReceived(b"ping")]
+    assert sent_by(protocol) == [(PONG, b"ping")]
+    assert protocol.peer_speaks_on
+    assert hear(protocol, PONG, b"pong") == [PongReceived(b"pong")]
+    hear(protocol, 3)  # no violation counts any more, and nothing after it
+    assert hear(protocol, PING, b"ping") == []
+    assert (protocol.verdict, protocol.error, protocol.has_failed) == (None, None, False)
+    assert protocol.answer_is_deferred
+    assert read(protocol) == b""
 
 
 def test_what_comes_behind_the_end_in_the_same_read_is_ignored() -> None:
@@ -828,7 +844,7 @@ def test_the_last_event_tells_the_peers_close_and_whether_both_have_passed(
     protocol.abandon()
     assert (protocol.tcp_ended, protocol.ended, protocol.can_send) == (True, True, False)
     assert protocol.pings == {}
-    assert protocol.closed(close_is_out=is_out) == expected
+    assert protocol.closed(close_written=is_out) == expected
 
 
 # Text

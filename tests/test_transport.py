@@ -13,7 +13,7 @@ import trio.testing
 
 from trio_wsstream import _transport
 from trio_wsstream._masking import apply_mask
-from trio_wsstream._transport import SocketTransport, StreamTransport, adapt, why_broken
+from trio_wsstream._transport import SocketWire, StreamWire, adapt, why_broken
 
 from .support.tasks import CancelAtStep
 from .support.transports import memory_transport, unix_transport
@@ -22,10 +22,10 @@ LONG = bytes(range(256)) * 200
 """More than a socket of `unix_transport` takes at once."""
 
 
-async def socket_and_peer() -> tuple[SocketTransport, trio.SocketStream]:
+async def socket_and_peer() -> tuple[SocketWire, trio.SocketStream]:
     ours, theirs = await unix_transport()
     wire = adapt(ours)
-    assert isinstance(wire, SocketTransport)
+    assert isinstance(wire, SocketWire)
     return wire, theirs
 
 
@@ -65,14 +65,14 @@ async def test_a_stream_that_breaks_has_cut_off_nothing_that_could_have_gone_on(
     with pytest.raises(type(error)):
         await wire.write((b"header", b"payload"))
     assert wire.failure == f"the transport broke: {error!r}"
-    assert not wire.is_cut_off
+    assert not wire.is_truncated
 
 
 async def test_a_bug_of_a_stream_comes_out_and_has_cut_off_a_frame() -> None:
     wire = adapt(Faulty(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         await wire.write((b"header", b"payload"))
-    assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+    assert (bool(wire.failure), wire.is_truncated) == (True, True)
 
 
 async def test_a_cancelled_write_to_a_stream_is_cancelled_and_has_cut_off_a_frame() -> None:
@@ -82,7 +82,7 @@ async def test_a_cancelled_write_to_a_stream_is_cancelled_and_has_cut_off_a_fram
         await wire.write((b"header", b"payload"))
     trio.lowlevel.remove_instrument(instrument)
     assert scope.cancelled_caught
-    assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+    assert (bool(wire.failure), wire.is_truncated) == (True, True)
 
 
 KEYS = pytest.mark.parametrize("key", [b"", b"\x01\x23\x45\x67"], ids=["unmasked", "masked"])
@@ -111,9 +111,9 @@ async def test_a_long_frame_to_a_stream_is_cut_off_if_cancelled_once_it_has_begu
             assert received == whole
             break
         assert whole.startswith(received)
-        assert wire.is_cut_off is bool(wire.failure)
-        assert wire.is_cut_off or not received
-        outcomes.add(wire.is_cut_off)
+        assert wire.is_truncated is bool(wire.failure)
+        assert wire.is_truncated or not received
+        outcomes.add(wire.is_truncated)
     assert outcomes == {False, True}
 
 
@@ -139,7 +139,7 @@ async def test_a_long_frame_to_a_stream_is_cut_off_between_two_pieces(
         wire = adapt(stream := Shielded(scope.cancel))
         await wire.write_long(b"header", view, b"")
     assert stream.taken == b"header" + LONG[:8192]
-    assert (bool(wire.failure), wire.is_cut_off) == (True, True)
+    assert (bool(wire.failure), wire.is_truncated) == (True, True)
 
 
 async def test_a_stream_that_breaks_in_a_long_frame_has_cut_off_nothing_itself(
@@ -153,7 +153,7 @@ async def test_a_stream_that_breaks_in_a_long_frame_has_cut_off_nothing_itself(
     wire = adapt(stream := Shielded(break_in_the_second_piece))
     with pytest.raises(trio.BrokenResourceError), memoryview(LONG) as view:
         await wire.write_long(b"header", view, b"")
-    assert (bool(wire.failure), wire.is_cut_off) == (True, False)
+    assert (bool(wire.failure), wire.is_truncated) == (True, False)
 
 
 @pytest.mark.parametrize(("seconds", "well"), [(2, True), (4, False)])
@@ -180,7 +180,7 @@ async def test_without_gathered_writes_a_socket_is_a_stream_like_any_other(
     monkeypatch.delattr(os, "writev")
     ours, theirs = await unix_transport()
     async with ours, theirs:
-        assert isinstance(adapt(ours), StreamTransport)
+        assert isinstance(adapt(ours), StreamWire)
 
 
 # Sockets: reading
@@ -282,7 +282,7 @@ async def test_a_long_frame_to_a_socket_cancelled_at_any_step_goes_out_whole_or_
         wire, peer = await socket_and_peer()
         scope = trio.CancelScope()
 
-        async def write(step: int, wire: SocketTransport, scope: trio.CancelScope) -> None:
+        async def write(step: int, wire: SocketWire, scope: trio.CancelScope) -> None:
             with trio.CancelScope() as earlier, trio.CancelScope():
                 trio.lowlevel.add_instrument(instrument := CancelAtStep(earlier, 0))
                 await wire.write((b"earlier", LONG))
@@ -347,4 +347,4 @@ async def test_a_socket_whose_peer_has_gone_fails_at_once() -> None:
     async with wire._stream:
         assert wire.write_now(b"a frame") == b""
         assert "Broken pipe" in wire.failure
-        assert not wire.is_cut_off
+        assert not wire.is_truncated

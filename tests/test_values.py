@@ -44,6 +44,7 @@ def test_the_defaults_are_those_that_were_promised() -> None:
         "close_timeout": 10.0,
         "ping_interval": 20.0,
         "ping_timeout": 20.0,
+        "end_codes": frozenset({1000, 1005}),
     }
     assert StreamConfig(1, 2, TextPolicy.AS_BYTES, HalfClose.NEVER, 3, 4, 5) == StreamConfig(
         max_message_size=1,
@@ -69,8 +70,8 @@ def fields_and_values(values: dict[str, list[Any]]) -> list[tuple[str, Any]]:
             "text": list(TextPolicy),
             "half_close": list(HalfClose),
             "close_timeout": [0, 0.0, 1, math.inf],
-            "ping_interval": [1e-9, 1, math.inf, None],
-            "ping_timeout": [1e-9, 1, math.inf, None],
+            "ping_interval": [0.001, 1, math.inf, None],
+            "ping_timeout": [0.001, 1, math.inf, None],
         }
     ),
 )
@@ -326,7 +327,7 @@ def test_the_public_names_are_those_that_were_promised() -> None:
     ("kind", "names"),
     [
         (TextPolicy, ["REJECT", "AS_BYTES", "AS_EVENTS"]),
-        (HalfClose, ["AUTO", "ALWAYS", "NEVER"]),
+        (HalfClose, ["AUTO", "ALWAYS", "NEVER", "REQUIRE"]),
     ],
 )
 def test_the_policies_are_those_that_were_promised(kind: Any, names: list[str]) -> None:

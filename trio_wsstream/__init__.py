@@ -4,6 +4,7 @@ from ._config import HalfClose, StreamConfig, TextPolicy
 from ._errors import (
     AbnormalClosure,
     ConnectionLost,
+    HalfCloseIgnored,
     KeepaliveTimeout,
     ProtocolViolation,
     TakeoverError,
@@ -31,6 +32,7 @@ __all__ = [
     "ErrorOccurred",
     "EventsLost",
     "HalfClose",
+    "HalfCloseIgnored",
     "KeepaliveTimeout",
     "PingReceived",
     "PongReceived",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import attrs
+
+from ._frames import is_valid_close_code
 
 
 class TextPolicy(enum.Enum):
@@ -21,14 +24,23 @@ class TextPolicy(enum.Enum):
 
 
 class HalfClose(enum.Enum):
-    """When the answer to the peer's Close is held back, so that this side may go on sending."""
+    """When the answer to the peer's Close is deferred, so that this side may go on sending."""
 
     AUTO = "auto"
-    """For the half-close of another `WsByteStream`: Close 1000 with the reason ``half-close``."""
+    """The answer to the half-close of another `WsByteStream` is deferred: to Close 1000 with the
+    reason ``half-close``. This is the default, and not REQUIRE, as most peers answer every Close at
+    once when they have nothing more to send, and as some (websocat, Azure Relay, Envoy, Go's x/net)
+    defer their answer without saying so.
+    """
     ALWAYS = "always"
-    """For every Close 1000, 1001 and 1005."""
+    """The answer to every Close whose code is in ``end_codes`` is deferred."""
     NEVER = "never"
-    """For none."""
+    """No answer is deferred."""
+    REQUIRE = "require"
+    """Like AUTO, for connections whose two ends are both a `WsByteStream` with this setting. After
+    `~WsByteStream.send_eof`, a peer that ends the stream without having said that it deferred its
+    answer is a `HalfCloseIgnored`: something between the two ends may have cut its answer off.
+    """
 
 
 def _a_count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -60,13 +72,33 @@ def check_several(name: str, value: object) -> None:
         raise TypeError(f"{name} must be several, not {value!r}")
 
 
+_MIN_INTERVAL: Final = 0.001  # seconds
+
+
 def _a_timeout(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     check_seconds(attribute.name, value)
 
 
 def _an_interval(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and check_seconds(attribute.name, value) == 0:
-        raise ValueError(f"{attribute.name} must be more than 0 seconds or None, not {value!r}")
+    if value is not None and check_seconds(attribute.name, value) < _MIN_INTERVAL:
+        raise ValueError(
+            f"{attribute.name} must be at least {_MIN_INTERVAL} seconds or None, not {value!r}"
+        )
+
+
+def _end_codes(codes: Iterable[int]) -> frozenset[int]:
+    if isinstance(codes, str | bytes) or not isinstance(codes, Iterable):
+        raise TypeError(f"end_codes must be several close codes, not {codes!r}")
+    checked = frozenset(codes)
+    for code in checked:
+        if type(code) is not int:
+            raise TypeError(f"end_codes must be integers, not {code!r}")
+        if code != 1005 and not is_valid_close_code(code):
+            raise ValueError(
+                f"end_codes must be 1005 or codes that a Close may carry (1000-1003, 1007-1014, "
+                f"3000-4999), not {code}"
+            )
+    return checked
 
 
 @attrs.frozen
@@ -74,20 +106,25 @@ class StreamConfig:
     """The settings of a `WsByteStream`; a wrong one is a `ValueError` or a `TypeError`.
 
     Args:
-      max_message_size (int): `~WsByteStream.send_all` cuts what it sends into messages of at
-          most this many bytes. Many peers refuse messages of more than 1 MiB. Messages of any
-          size are sent, and received, in constant memory.
-      receive_buffer_size (int): how many unread bytes are read ahead while no task receives,
-          and how long (in bytes) a text message may be under `TextPolicy.AS_EVENTS`.
+      max_message_size (int): bytes. `~WsByteStream.send_all` cuts what it sends into messages of
+          at most this size. Many peers refuse messages of more than 1 MiB. Messages of any size are
+          sent, and received, in constant memory.
+      receive_buffer_size (int): bytes. So much is read ahead while no task receives, and so long
+          may a text message be under `TextPolicy.AS_EVENTS`.
       text (TextPolicy): what becomes of text messages.
-      half_close (HalfClose): when the answer to the peer's Close is held back.
-      close_timeout (float): how many seconds closing may take before the transport is dropped.
-      ping_interval (float or None): after how many seconds without a sign of life from the
-          peer a keepalive ping is sent. None switches keepalive off.
-      ping_timeout (float or None): how many more seconds without a sign of life end the
-          stream with `KeepaliveTimeout`. None: pings are sent, but nothing is demanded. That
-          suits peers that may pause for long while this side sends: then pings cannot pass. Nor
-          can they after a frame that was cut off; a peer that is silent then is given up, too.
+      half_close (HalfClose): when the answer to the peer's Close is deferred.
+      close_timeout (float): seconds that closing may take before the transport is dropped.
+      ping_interval (float or None): seconds. An end that has sent nothing for so long sends a sign
+          of life, so that the peer does not take it for dead: a Ping if it has heard nothing
+          either, else a Pong with the payload ``heartbeat`` (RFC 6455, 5.5.3). None switches
+          keepalive off.
+      ping_timeout (float or None): seconds. A peer that has given no sign of life for
+          ``ping_interval`` and then for so long ends the stream with `KeepaliveTimeout`. Any byte
+          from the peer is a sign of life, and so are bytes of ours that it takes after a wait. The
+          time in which this side itself does not read does not count. None: no peer is given up.
+      end_codes (frozenset of int): the codes of a Close that ends the stream (``b""``); 1005
+          stands for a Close without a code. Any other code is an `AbnormalClosure`: 1001, for
+          one, is what a server says that is shut down in the middle of a transfer.
     """
 
     max_message_size: int = attrs.field(default=65536, validator=_a_count)
@@ -97,6 +134,7 @@ class StreamConfig:
     close_timeout: float = attrs.field(default=10.0, validator=_a_timeout)
     ping_interval: float | None = attrs.field(default=20.0, validator=_an_interval)
     ping_timeout: float | None = attrs.field(default=20.0, validator=_an_interval)
+    end_codes: frozenset[int] = attrs.field(default=frozenset({1000, 1005}), converter=_end_codes)
 
 
 def check_config(config: object) -> None:

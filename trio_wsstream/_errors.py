@@ -66,6 +66,19 @@ class AbnormalClosure(WsStreamError):
         return f"the peer closed with code {self.code} and reason {self.reason!r}"
 
 
+class HalfCloseIgnored(AbnormalClosure):
+    """The peer answered our half-close at once, so it may have had more to send.
+
+    This happens under `HalfClose.REQUIRE` only. Args and attributes are those of `AbnormalClosure`.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"the peer did not honour the half-close: it closed with code {self.code} and reason "
+            f"{self.reason!r}, so what it had still to send may be missing"
+        )
+
+
 class ConnectionLost(WsStreamError):
     """The transport ended or broke before both Closes had passed (RFC 6455, 7.1.4).
 

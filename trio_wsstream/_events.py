@@ -1,18 +1,8 @@
-"""What a subscriber sees, and the channels that carry it.
-
-A full channel loses new events, and yet must be able to take the `EventsLost` that tells so
-and the `StreamClosed` that ends it. A Trio memory channel cannot be asked to make room, but
-it does ask its capacity whether there is some. `_Capacity` answers yes while it is stretched:
-for those two events only, so that everybody else sees the capacity that was asked for.
-"""
+"""What a subscriber sees: values only."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
 import attrs
-import trio
 
 from ._errors import WsStreamError
 
@@ -95,77 +85,3 @@ class StreamClosed(WsEvent):
     reason: str
     clean: bool
     error: WsStreamError | None
-
-
-Kinds = type[WsEvent] | Iterable[type[WsEvent]]
-
-
-class _Capacity(int):
-    """A channel's capacity, in events, that can be stretched. See the top of this module."""
-
-    stretched = False
-
-    def __gt__(self, used: int) -> bool:  # what Python asks for in ``used < capacity``
-        return self.stretched or super().__gt__(used)
-
-
-class Subscription:
-    """One subscriber: its channel, what it wants, and how many events it has lost."""
-
-    def __init__(self, max_buffer_size: int | float, kinds: Kinds, backpressure: bool) -> None:
-        if max_buffer_size != math.inf and type(max_buffer_size) is not int:
-            raise TypeError(f"max_buffer_size must be an int or math.inf, not {max_buffer_size!r}")
-        if max_buffer_size < 0:
-            raise ValueError(f"max_buffer_size must be at least 0 events, not {max_buffer_size!r}")
-        self._kinds = (kinds,) if isinstance(kinds, type) else tuple(kinds)
-        for kind in self._kinds:
-            if not (isinstance(kind, type) and issubclass(kind, WsEvent)):
-                raise TypeError(f"kinds must be WsEvent classes, not {kind!r}")
-        self.backpressure = backpressure
-        self._lost = 0
-        self._capacity = _Capacity(0 if max_buffer_size == math.inf else max_buffer_size)
-        self._capacity.stretched = max_buffer_size == math.inf
-        self._send, self.receive_channel = trio.open_memory_channel[WsEvent](self._capacity)
-
-    @property
-    def is_over(self) -> bool:
-        """The subscriber has closed its channel."""
-        return self._send.statistics().open_receive_channels == 0
-
-    def offer(self, event: WsEvent) -> bool:
-        """Deliver or lose ``event``; False if it must wait for room instead."""
-        if not isinstance(event, self._kinds) or self.is_over:
-            return True
-        statistics = self._send.statistics()
-        if self._capacity > statistics.current_buffer_used or statistics.tasks_waiting_receive:
-            self.force(event)
-        elif self.backpressure:
-            return False
-        else:
-            self._lost += 1
-        return True
-
-    async def wait_and_deliver(self, event: WsEvent) -> None:
-        """Deliver ``event`` once there is room. Cancelled, it was not delivered."""
-        try:
-            await self._send.send(event)
-        except trio.BrokenResourceError:
-            pass  # the subscriber has closed its channel
-
-    def force(self, event: WsEvent) -> None:
-        """Deliver ``event``, room or not, after telling what was lost before."""
-        if self._lost:
-            self._stretch(EventsLost(self._lost))
-            self._lost = 0
-        self._stretch(event)
-
-    def end(self, last: StreamClosed) -> None:
-        """Deliver the last event, and end the channel."""
-        if not self.is_over:
-            self.force(last)
-        self._send.close()
-
-    def _stretch(self, event: WsEvent) -> None:
-        stretched, self._capacity.stretched = self._capacity.stretched, True
-        self._send.send_nowait(event)
-        self._capacity.stretched = stretched

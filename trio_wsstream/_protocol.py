@@ -12,7 +12,8 @@ then a Close, which ends it all. A Pong that was not sent in time is let go when
 wait (5.5.3), so a flood of pings takes no memory. A Close counts as sent once it is encoded.
 
 *A half-close* is a Close 1000 with the reason ``half-close``. A peer that knows the convention
-holds its answer back (`is_held`) and goes on sending; to any other it is a Close like others.
+holds its answer back (`answer_is_deferred`) and goes on sending; to any other it is a Close like
+others.
 
 Events come out of `next_event` one by one, in the order of the wire, and decoding waits for
 the reader between them.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -29,6 +31,7 @@ from ._config import HalfClose, StreamConfig, TextPolicy
 from ._errors import (
     AbnormalClosure,
     ConnectionLost,
+    HalfCloseIgnored,
     KeepaliveTimeout,
     ProtocolViolation,
     TextRejected,
@@ -82,30 +85,52 @@ class Close(NamedTuple):
 
 HALF_CLOSE: Final = Close(1000, "half-close")
 
+ANSWER_DEFERRED: Final = b"half-close: answer deferred"
+"""The payload of the Pong that says to another WsByteStream: I defer my answer to your
+half-close."""
+
+HEARTBEAT: Final = b"heartbeat"
+"""The payload of the unsolicited Pongs that keepalive sends."""
+
+
+def _do_nothing() -> None:
+    pass
+
 
 class Ping:
-    """A ping in flight."""
+    """A ping in flight.
 
-    is_answered = False
+    Attributes:
+      is_answered (bool): its Pong, or that of a later ping, has come.
+      wake: a function that is called when that happens, or when it never will.
+    """
+
+    __slots__ = ("is_answered", "wake")
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.is_answered = False
+        self.wake = wake
 
 
 class ReceiveBuffer:
     """Payload that nobody has received yet. Adding and taking cost no more than a copy.
 
-    Lists, here and below: they stay short, and an empty deque takes 700 bytes of every stream.
+    The pieces are a list, here and below, because an empty deque takes 700 bytes of every stream.
     """
 
-    __slots__ = ("_pieces", "_taken", "size")
+    __slots__ = ("_first", "_pieces", "_taken", "size")
 
     def __init__(self) -> None:
         self._pieces: list[bytes | bytearray] = []
-        self._taken = 0  # bytes already taken of the first piece
+        self._first = 0  # the index of the first piece that is not taken
+        self._taken = 0  # bytes already taken of that piece
         self.size = 0
 
     def add(self, pieces: Sequence[Buffer]) -> None:
+        """Add payload."""
         piece = b"".join(pieces)  # no copy of one that is bytes
         self.size += len(piece)
-        if self._pieces and len(self._pieces[-1]) + len(piece) <= _MERGED:
+        if self.size > len(piece) and len(self._pieces[-1]) + len(piece) <= _MERGED:
             last = self._pieces[-1]
             self._pieces[-1] = merged = last if isinstance(last, bytearray) else bytearray(last)
             merged += piece
@@ -125,21 +150,30 @@ class ReceiveBuffer:
         self.size -= wanted
         parts = []
         while wanted:
-            piece = self._pieces[0]
+            piece = self._pieces[self._first]
             stop = self._taken + wanted
             part = piece[self._taken : stop]
             parts.append(part)
             wanted -= len(part)
             if stop >= len(piece):
-                del self._pieces[0]
-                self._taken = 0
+                self._forget_first()
             else:
                 self._taken = stop
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _forget_first(self) -> None:
+        """The first piece is taken. The list is cut rarely, so that each piece costs the same."""
+        self._pieces[self._first] = b""
+        self._first += 1
+        self._taken = 0
+        if 2 * self._first >= len(self._pieces):
+            del self._pieces[: self._first]
+            self._first = 0
+
     def clear(self) -> None:
+        """Drop everything."""
         self._pieces.clear()
-        self._taken = self.size = 0
+        self._first = self._taken = self.size = 0
 
 
 class Protocol:
@@ -154,7 +188,9 @@ class Protocol:
     Attributes, to be read only:
       unread (ReceiveBuffer): the payload that came.
       close_received, close_sent (Close or None): the Closes so far; sent means encoded.
-      is_held (bool): the answer to the peer's Close is held back.
+      answer_is_deferred (bool): our answer to the peer's Close is held back.
+      peer_defers_answer (bool): the peer has said that it holds back its answer to our half-close.
+      peer_speaks_on (bool): the peer has sent a Ping or Pong after its Close.
       error (WsStreamError or None): why the connection broke.
       has_failed (bool): this side failed the connection for what the peer did (7.1.7).
       tcp_ended (bool): nothing more can come.
@@ -175,11 +211,14 @@ class Protocol:
         "_config",
         "_decoder",
         "_events",
+        "_loss",
+        "_is_deaf",
         "_logs",
         "_name",
         "_pings_owed",
         "_pongs_owed",
         "_text",
+        "answer_is_deferred",
         "can_send",
         "client",
         "close_received",
@@ -188,9 +227,10 @@ class Protocol:
         "ended",
         "error",
         "has_failed",
-        "is_held",
         "is_receiving",
         "owes",
+        "peer_defers_answer",
+        "peer_speaks_on",
         "pings",
         "steps_left",
         "tcp_ended",
@@ -210,7 +250,9 @@ class Protocol:
         self.unread = ReceiveBuffer()
         self.close_received: Close | None = None
         self.close_sent = close_sent
-        self.is_held = False
+        self.answer_is_deferred = False
+        self.peer_defers_answer = False
+        self.peer_speaks_on = False
         self.error: WsStreamError | None = None
         self.has_failed = False
         self.tcp_ended = False
@@ -219,7 +261,7 @@ class Protocol:
         self.can_send = close_sent is None
         self.owes = False
         self.is_receiving = True  # payload is kept; False once this side has closed
-        self.pings: dict[bytes, Ping] = {}
+        self.pings: OrderedDict[bytes, Ping] = OrderedDict()
         self.steps_left = -1
         self.encode_message = _ENCODERS[client]
         self._name = name
@@ -228,6 +270,8 @@ class Protocol:
             self.encode_message = self._encode_message_and_log
         self._config = config
         self._decoder = Decoder(client=client)
+        self._loss: ConnectionLost | None = None  # why sending failed
+        self._is_deaf = False  # what still comes has no meaning
         self._events: list[WsEvent] = []  # that happened, and were not asked for yet
         self._text = bytearray()  # of an unfinished message, under AS_EVENTS
         self._pings_owed: list[bytes] = []
@@ -238,8 +282,13 @@ class Protocol:
 
     def receive_data(self, data: bytes | bytearray) -> None:
         """Take bytes that came from the peer; `next_event` then decodes them."""
-        if not self.ended:
+        if self.is_decoding:
             self._decoder.feed(data)
+
+    @property
+    def is_decoding(self) -> bool:
+        """What comes from the peer still has a meaning: data, or control frames after its Close."""
+        return not self.ended or (self.answer_is_deferred and not self._is_deaf)
 
     @property
     def frame_left(self) -> int:
@@ -276,7 +325,7 @@ class Protocol:
                 if self._logs:
                     _logger.debug("%s < %r", self._name, event)
                 return event
-            if self.ended or not self.steps_left:
+            if not (self.is_decoding and self.steps_left):
                 return None
             self.steps_left -= 1
             payload: list[Buffer] = []
@@ -286,29 +335,37 @@ class Protocol:
                 finally:  # what came before a violation counts
                     if self._logs and payload:
                         self._log_payload(payload)
-                    if payload and self.is_receiving:
+                    if payload and self.is_receiving and not self.ended:
                         self.unread.add(payload)
                 if frame is None:
                     return None
                 if frame is not MORE:
                     self._handle(frame)
             except (ProtocolViolation, TextRejected) as error:
-                self.fail(error)
+                if self.ended:  # by the peer's Close: what follows cannot make it worse
+                    self._is_deaf = True
+                else:
+                    self.fail(error)
 
     def _handle(self, frame: Frame) -> None:
         opcode, payload, ends_message = frame
+        if self.ended and opcode in (PING, PONG):
+            self.peer_speaks_on = True
         if opcode == PING:
             self._events.append(PingReceived(payload))
-            if self.close_sent is None:
-                self._pongs_owed.append(payload)
-                del self._pongs_owed[:-MAX_PONGS_OWED]
-                self.owes = True
+            if self.may_send_control:
+                self._owe_pong(payload)
         elif opcode == PONG:
             self._events.append(PongReceived(payload))
-            self._settle_pings(payload)
+            if payload in self.pings:
+                self._settle_pings(payload)
+            elif payload == ANSWER_DEFERRED and not self.ended:
+                self._note_deferral()
+        elif opcode == CLOSE and self.ended:
+            self._is_deaf = True
         elif opcode == CLOSE:
             self._handle_close(Close(*decode_close_payload(payload)))
-        elif not self.is_receiving:
+        elif not self.is_receiving or self.ended:
             pass
         elif self._config.text is TextPolicy.REJECT:
             raise TextRejected(1003, "Text messages are not supported.")
@@ -316,6 +373,14 @@ class Protocol:
             self._handle_text(payload, ends_message)
         else:
             self.unread.add([payload])
+
+    def _note_deferral(self) -> None:
+        """The peer says that it defers its answer to our half-close: tell it that we listen."""
+        if not self.peer_defers_answer:
+            self.peer_defers_answer = True
+            if self.close_sent is not None:
+                _logger.debug("%s: the peer honours the half-close", self._name)
+                self._owe_pong(HEARTBEAT)
 
     def _handle_text(self, payload: bytes, ends_message: bool) -> None:
         self._text += payload
@@ -328,38 +393,88 @@ class Protocol:
     def _handle_close(self, close: Close) -> None:
         self.close_received = close
         self._events.append(CloseReceived(*close))
-        complete = close.code in (1000, 1001, 1005) and not self._decoder.is_inside_message
+        complete = close.code in self._config.end_codes and not self._decoder.is_inside_message
+        answers_half_close = self.close_sent == HALF_CLOSE and not self.peer_defers_answer
+        if answers_half_close:
+            _logger.info("%s: the peer did not honour the half-close", self._name)
         if not complete:
-            self.error = AbnormalClosure(*close)
+            if self.is_receiving or close.code != self._code_of_ours:
+                self.error = AbnormalClosure(*close)
+        elif answers_half_close and self._config.half_close is HalfClose.REQUIRE:
+            self.error = HalfCloseIgnored(*close)
         self._end(self.error)
-        self.pings.clear()
         if self.close_sent is None and self._close_owed is None:
-            self.is_held = complete and self._holds_back(close)
-            if not self.is_held:
+            self.answer_is_deferred = complete and self._defers_answer_to(close)
+            if not self.answer_is_deferred:
                 self._owe_close(close)
+            elif close == HALF_CLOSE:
+                self._owe_pong(ANSWER_DEFERRED)
+        self._forget_pings()
 
-    def _holds_back(self, close: Close) -> bool:
+    @property
+    def _code_of_ours(self) -> int | None:
+        close = self.close_sent or self._close_owed
+        return None if close is None else close.code
+
+    def _defers_answer_to(self, close: Close) -> bool:
         policy = self._config.half_close
-        return policy is HalfClose.ALWAYS or (policy is HalfClose.AUTO and close == HALF_CLOSE)
+        if policy in (HalfClose.AUTO, HalfClose.REQUIRE):
+            return close == HALF_CLOSE
+        return policy is HalfClose.ALWAYS
 
     def _settle_pings(self, payload: bytes) -> None:
         """A Pong answers its ping and all earlier ones (5.5.3)."""
-        if payload in self.pings:
-            for earlier in list(self.pings):
-                self.pings.pop(earlier).is_answered = True
-                if earlier == payload:
-                    break
+        earlier = None
+        while earlier != payload:
+            earlier, ping = self.pings.popitem(last=False)
+            ping.is_answered = True
+            ping.wake()
+
+    def _forget_pings(self) -> None:
+        """The pings in flight will not be answered."""
+        while self.pings:
+            self.pings.popitem()[1].wake()
 
     # What goes out
 
-    def ping(self, payload: bytes) -> Ping:
+    def ping(self, payload: bytes, wake: Callable[[], object] = _do_nothing) -> Ping:
         """Owe a Ping. It stays in `pings` until it is answered, or never can be."""
         if payload in self.pings:
             raise ValueError(f"a ping with the payload {shown(payload)} is already in flight")
-        self.pings[payload] = ping = Ping()
+        self.pings[payload] = ping = Ping(wake)
         self._pings_owed.append(payload)
         self.owes = True
         return ping
+
+    def heartbeat(self) -> None:
+        """Owe an unsolicited Pong, as a sign of life (5.5.3)."""
+        self._owe_pong(HEARTBEAT)
+
+    def _owe_pong(self, payload: bytes) -> None:
+        self._pongs_owed.append(payload)
+        del self._pongs_owed[:-MAX_PONGS_OWED]
+        self.owes = True
+
+    @property
+    def may_send_control(self) -> bool:
+        """Whether Pings and Pongs may be sent: before our Close, and after our half-close to a
+        peer that has said that it defers its answer.
+        """
+        if self.tcp_ended:
+            return False
+        if self.close_sent is None:
+            return True
+        return self.peer_defers_answer and self.close_received is None and not self.error
+
+    @property
+    def pings_are_answered(self) -> bool:
+        """Whether the peer can be expected to answer a Ping that is sent now."""
+        if not self.may_send_control or self.error is not None:
+            return False
+        if self.close_received is not None:
+            is_ours = self.close_received == HALF_CLOSE
+            return self.answer_is_deferred and (self.peer_speaks_on or is_ours)
+        return self.can_send or self.peer_defers_answer
 
     def close(self, close: Close) -> None:
         """Owe a Close, unless one has been sent or is owed, or what went before it was cut off."""
@@ -379,6 +494,19 @@ class Protocol:
         self.close(Close(error.close_code, reason))
         self.owes = True  # the end of TCP, if no Close
 
+    def fail_to_send(self, why: str) -> bool:
+        """Nothing more can be sent. What the peer still sends can be read all the same.
+
+        Returns:
+          Whether that is new, and there is an event that tells of it.
+        """
+        self._forget_pings()
+        if self.error is not None or self._loss is not None or self.tcp_ended:
+            return False
+        self._loss = ConnectionLost(why)
+        self._events.append(ErrorOccurred(self._loss))
+        return True
+
     def time_out(self) -> None:
         """Give up a peer that keepalive got no answer from."""
         self._break(KeepaliveTimeout("no sign of life after a keepalive ping"))
@@ -386,10 +514,13 @@ class Protocol:
 
     def _break(self, error: WsStreamError) -> None:
         if self.error is None:
-            self.error = error
-            self._events.append(ErrorOccurred(error))
+            if self._loss is not None and isinstance(error, ConnectionLost):
+                self.error = self._loss  # which has been told
+            else:
+                self.error = error
+                self._events.append(ErrorOccurred(error))
         self._end(self.error)
-        self.pings.clear()
+        self._forget_pings()
 
     def _end(self, verdict: WsStreamError | None) -> None:
         if not self.ended:
@@ -397,32 +528,42 @@ class Protocol:
             self.verdict = verdict
 
     def _owe_close(self, close: Close) -> None:
-        self.is_held = False
+        self.answer_is_deferred = False
         self._close_owed = close
         self.can_send = False
         self.owes = True
-        self.pings.clear()
+        self._forget_pings()
 
     def data_to_send(self) -> bytes:
         """The frames that are owed; the Close last, and nothing after it."""
         frames: list[Buffer] = []
-        if self.close_sent is None:
+        if self.may_send_control:
             for owed, opcode in ((self._pings_owed, PING), (self._pongs_owed, PONG)):
                 for payload in owed:
                     if self._logs:
                         kind = "Ping" if opcode == PING else "Pong"
                         _logger.debug("%s > %s(%s)", self._name, kind, shown(payload))
                     frames += encode(opcode, payload, client=self.client)
-            if self._close_owed is not None:
-                payload = encode_close_payload(*self._close_owed)
-                frames += encode(CLOSE, payload, client=self.client)
-                self.close_sent = self._close_owed
-                if self._logs:
-                    _logger.debug("%s > %r", self._name, self.close_sent)
+        if self._close_owed is not None and self.close_sent is None:
+            payload = encode_close_payload(*self._close_owed)
+            if self._says_deferral_before(self._close_owed):
+                frames += encode(PONG, ANSWER_DEFERRED, client=self.client)
+            frames += encode(CLOSE, payload, client=self.client)
+            self.close_sent = self._close_owed
+            if self._logs:
+                _logger.debug("%s > %r", self._name, self.close_sent)
         self._pings_owed.clear()
         self._pongs_owed.clear()
         self.owes = False
         return b"".join(frames)
+
+    def _says_deferral_before(self, close: Close) -> bool:
+        """Under REQUIRE a clean Close of ours must not look like an answer of another library."""
+        return (
+            self._config.half_close is HalfClose.REQUIRE
+            and close.code == 1000
+            and self.close_received is None
+        )
 
     def encode_long_message(self, payload: memoryview) -> tuple[bytes, memoryview, bytes]:
         """A binary message that is too long to be masked at once: its header, its payload as it
@@ -451,10 +592,10 @@ class Protocol:
         self.tcp_ended = True
         self.can_send = False
         self.ended = True
-        self.pings.clear()
+        self._forget_pings()
 
-    def closed(self, *, close_is_out: bool) -> StreamClosed:
+    def closed(self, *, close_written: bool) -> StreamClosed:
         """The last event, as things stand (7.1.4, 7.1.5, 7.1.6)."""
         code, reason = self.close_received or Close(1006, "")
-        clean = self.close_received is not None and close_is_out
+        clean = self.close_received is not None and close_written
         return StreamClosed(code, reason, clean, self.error)

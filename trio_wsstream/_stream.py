@@ -1,37 +1,35 @@
-"""`WsByteStream`: Trio's stream contract, tasks, turns and timeouts.
+"""`WsByteStream`: Trio's stream contract, the reading turn, and the stream's own task.
 
 Theory of operation
 -------------------
 
-*Reading is a turn that one task at a time has* (`_is_reading`). A caller who finds nothing unread
-and nobody reading reads the transport itself, with no task switch between it and the socket.
-The stream's own task, `_attend`, reads only when no caller has for `GRACE_PERIOD`, so that pings
-and Closes are answered while nobody receives; at once while a `ping` waits or the stream closes.
-It reads ahead `receive_buffer_size` bytes at the most. A caller who comes while it reads parks in
-`_news`. Otherwise it naps until something is due: the end of the grace period, keepalive, the
-closing deadline. A caller's reads move none of these; but if the task naps with no end of a grace
-period to wait for (`_is_dozing`), a caller who leaves sets it one.
+*Reading is a turn that one task at a time has* (`_is_reading`). A caller that finds nothing unread
+and nobody reading reads the transport itself, with no task switch between it and the socket. The
+stream's own task (`_run`) reads only when no caller has read for `GRACE_PERIOD`, so that pings and
+Closes are answered while nobody receives. It reads at once while a `ping` waits, while keepalive
+takes its last look, and while the stream closes. It reads ahead `receive_buffer_size` bytes at the
+most. A caller that comes while the task reads waits for what it reads.
 
-*Writing is a turn too* (`_WriteTurn`), taken for a whole `send_all`, and for each of `_flush`:
-the short-lived task that sends what `Protocol` owes the peer, so that no caller's cancellation
-loses it. What a socket takes at once needs no task (`_flush_soon`). Between its writes a `send_all`
-passes the turn on if something is owed; what comes to be owed while it waits for the socket goes
-out behind what that was offered, two messages at the most. Reading never waits for writing; it
-only starts a `_flush`.
+*The task sleeps* under an `Alarm` until something is due: the end of the grace period, keepalive,
+the closing deadline. A caller's reads move none of these deadlines, because that would cost too
+much. But if the task sleeps without a grace period in view, a caller that stops reading sets one
+(`_stop_receiving`).
 
-*Whatever came is digested at once, without awaiting* (`_digest`): decoded, events published,
-answers owed. Two things stop that: an event for a full channel with backpressure (`_stalled`),
-and `STEPS_A_TURN`, so that a flood of tiny frames leaves others their turn. Then the next to
-read waits for the subscriber, or for a schedule point, instead (`_has_undigested`).
+*What came is processed at once, without awaiting* (`_process_input`): it is decoded, events are
+published, answers become owed. Two things interrupt that: an event that waits for room in a channel
+with backpressure, and `STEPS_A_TURN`, so that a flood of tiny frames leaves other tasks their turn.
 
-*Everybody who waits* for something to happen parks in `_news`, is woken by any change, and
-looks again: the conditions are facts of `Protocol` and of this class, never messages.
+*Writing is a turn, too* (`Writer`). Reading never waits for writing.
 
-*Ends.* `_begin_closing` starts the clock of `close_timeout`; `_is_over` says when there is nothing
-left to wait for; then `_attend` closes the transport and `_conclude` tells everybody. Who must not
-wait calls `_drop` instead. No task of the stream raises for what peer, network or callers do.
-Ctrl-C is not raised there either, nor where it would leave something half told
-(`enable_ki_protection`): Trio's main task gets it.
+*Everybody who waits for a change* parks in `_changed`, is woken by every change, and looks again.
+What they look at are facts of `Protocol`, `Writer` and `Closing`, never messages. Pings have
+wake-ups of their own, so that many of them do not wake each other.
+
+*Ends.* `_begin_closing` starts the clock of ``close_timeout``. `Closing.is_over` says when nothing
+is left to wait for; then `_run` closes the transport, and `_conclude` tells everybody. Who must not
+wait calls `_drop` instead. No task of the stream raises because of what the peer, the network or a
+caller did. A KeyboardInterrupt is raised at checkpoints only, never where it would leave half a
+change behind (`enable_ki_protection`).
 """
 
 from __future__ import annotations
@@ -47,18 +45,18 @@ import trio
 from trio_websocket import Endpoint, WebSocketConnection
 
 from . import _takeover
+from ._alarm import Alarm
+from ._closing import Closing
 from ._config import StreamConfig, check_config
-from ._errors import (
-    AbnormalClosure,
-    ConnectionLost,
-    KeepaliveTimeout,
-    ProtocolViolation,
-    TakeoverError,
-)
-from ._events import Kinds, StreamClosed, Subscription, WsEvent, shown
-from ._frames import MAX_CONTROL_PAYLOAD, MAX_HEADER, Buffer, is_valid_close_code
+from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
+from ._events import StreamClosed, WsEvent, shown
+from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
+from ._keepalive import Action, Keepalive
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
+from ._read_size import PAYLOAD_SIZE, ReadSize
+from ._subscriptions import Kinds, Subscriptions
 from ._transport import Receive, adapt, why_broken
+from ._writing import Writer
 
 _logger = logging.getLogger(__name__)
 
@@ -66,14 +64,12 @@ GRACE_PERIOD = 0.05
 """For how many seconds after a caller's read the stream's own task leaves reading to callers."""
 
 STEPS_A_TURN = 32
-"""Control frames, pieces of text, or runs of binary frames, that are digested in one go."""
+"""How many control frames, pieces of text, or runs of binary frames are processed in one go."""
 
-READ_SIZE: Final = 65536
-"""Bytes of payload for each read, so that messages of the default size stay aligned with reads."""
-
-_PATIENCE: Final = 16  # reads, until one of twice the size is tried again
 _TWO_FRAMES: Final = 4  # buffers
-_LONG_MESSAGE: Final = 4 * READ_SIZE  # bytes: longer ones are not masked, or joined, at once
+_LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
+_REASON_TIMEOUT: Final = 0.05  # seconds for the peer's Close to be read after a failed write
+_SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
 
 _READ_ERRORS: Final = (
     trio.BrokenResourceError,
@@ -81,37 +77,14 @@ _READ_ERRORS: Final = (
     OSError,
     ProtocolViolation,
 )
-_SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
-
-
-class _WriteTurn:
-    """A lock that costs next to nothing while it is free; first come, first served."""
-
-    __slots__ = ("_queue", "is_taken")
-
-    def __init__(self) -> None:
-        self.is_taken = False
-        self._queue: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
-
-    async def take(self) -> None:
-        if self.is_taken:
-            self._queue = self._queue or trio.lowlevel.ParkingLot()
-            await self._queue.park()
-        self.is_taken = True
-
-    def pass_on(self) -> None:
-        if self._queue:
-            self._queue.unpark()
-        else:
-            self.is_taken = False
 
 
 @final
 class WsByteStream(trio.abc.HalfCloseableStream):
     """A WebSocket as a Trio byte stream.
 
-    It takes the connection over: afterwards, ``connection`` itself is spent, its ``send_message``
-    and ``ping`` raise ``ConnectionClosed``, and its ``aclose`` drops the stream.
+    The stream takes the connection over. Afterwards ``connection`` itself is spent: its
+    ``send_message`` and ``ping`` raise ``ConnectionClosed``, and its ``aclose`` drops the stream.
 
     Args:
       connection (trio_websocket.WebSocketConnection): with a finished opening handshake.
@@ -143,40 +116,27 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     __slots__ = (  # a third less memory than a dict takes
         "__dict__",  # for what others may want to attach; made when they do
         "__weakref__",
-        "_caller_read_size",
+        "_alarm",
+        "_changed",
         "_clock",
-        "_close_deadline",
-        "_close_is_out",
-        "_handover",
-        "_has_sent_eof",
-        "_has_undigested",
-        "_heard_at",
-        "_held_since",
-        "_is_closed_here",
-        "_is_closing",
-        "_is_dozing",
+        "_closing",
+        "_has_unprocessed",
         "_is_reading",
         "_is_receiving",
         "_is_sending",
-        "_is_stalled",
-        "_napping",
-        "_news",
+        "_keepalive",
+        "_keepalive_payload",
         "_nursery",
-        "_patience",
-        "_pinged_at",
-        "_pinged_with",
         "_pings_waiting",
         "_protocol",
+        "_read_size",
         "_receive",
-        "_scope",
-        "_stall_scope",
-        "_stalled",
         "_subscriptions",
+        "_takeover",
         "_transport",
         "_visited_at",
         "_wire",
-        "_write_turn",
-        "closed",
+        "_writer",
         "config",
         "connection",
         "handshake_headers",
@@ -198,7 +158,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         _takeover.check(connection)
         self.connection: WebSocketConnection = connection
         self.config: StreamConfig = config
-        self.closed: StreamClosed | None = None
         self.subprotocol: str | None = connection.subprotocol
         self.path: str | None = connection.path
         self.handshake_headers: tuple[tuple[bytes, bytes], ...] = connection.handshake_headers
@@ -207,147 +166,150 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self.remote: Endpoint | str
         self.local, self.remote = _endpoints(connection)
         try:
-            nursery.start_soon(self._attend)
+            nursery.start_soon(self._run)
         except RuntimeError as error:
             raise TakeoverError(f"the nursery cannot be used: {error}") from error
 
+        now = trio.current_time()
         self._nursery = nursery
         self._clock = trio.lowlevel.current_clock()  # two calls less for the hot path
-        self._handover = handover = _takeover.Handover(connection, self._drop)
-        self._transport = handover.transport
-        self._protocol = Protocol(
-            client=handover.client,
+        self._takeover = takeover = _takeover.Takeover(connection, self._drop)
+        self._transport = takeover.transport
+        self._protocol = protocol = Protocol(
+            client=takeover.client,
             config=config,
-            close_sent=handover.close_sent,
+            close_sent=takeover.close_sent,
             name=connection,
         )
-        self._is_closed_here = False  # by aclose, or because its transport was dropped
-        self._has_sent_eof = False
-        self._is_closing = False
-        self._close_deadline = math.inf  # of the closing
-        self._news = trio.lowlevel.ParkingLot()
-
-        self._is_receiving = False  # a caller is in receive_some
-        self._caller_read_size = self._read_size(0)
-        self._patience = 0  # for how many reads it stays as it is
-        self._is_reading = False  # somebody has the turn
-        self._scope: trio.CancelScope | None = None  # of what _attend waits for
-        self._napping: trio.lowlevel.Task | None = None  # it, while it only waits
-        self._is_dozing = False
-        self._heard_at = self._visited_at = trio.current_time()  # by the peer; by a caller
-        self._pings_waiting = 0  # of callers
-        self._pinged_at: float | None = None  # by keepalive
-        self._pinged_with = b""  # its last ping's payload
-        self._held_since: float | None = None  # since when reading is held back by our own side
-
-        self._wire = wire = adapt(handover.transport)
+        self._wire = wire = adapt(takeover.transport)
         # In the end, the transport's own.
-        self._receive: Receive = wire.receive_some if handover.is_over else self._receive_handover
-        self._write_turn = _WriteTurn()
+        self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
+        self._writer = writer = Writer(
+            protocol, wire, takeover.transport, nursery, self._after_write, connection
+        )
+        self._closing = Closing(protocol, writer)
+        self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, now)
+        self._keepalive_payload = b""  # of its last ping
+        self._subscriptions = Subscriptions()
+        self._alarm = Alarm()  # what _run waits under
+        self._changed: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
+        self._read_size = ReadSize(client=takeover.client, limit=config.receive_buffer_size)
+        self._is_reading = False  # somebody has the turn
+        self._is_receiving = False  # a caller is in receive_some
         self._is_sending = False  # a caller is in one of the three sending methods
-        self._close_is_out = handover.close_sent is not None and not handover.is_sending
+        self._visited_at = now  # by a caller that reads
+        self._has_unprocessed = (
+            False  # something that came waits for subscribers or a schedule point
+        )
+        self._pings_waiting = 0  # of callers
 
-        self._subscriptions: list[Subscription] = []
-        self._stalled: list[tuple[Subscription, WsEvent]] = []  # waiting for room
-        self._has_undigested = False  # something that came waits, for these or for others' turns
-        self._is_stalled = False  # until the last of them has been delivered
-        self._stall_scope: trio.CancelScope | None = None  # of the task that waits with them
-
-        if handover.is_sending:
-            self._write_turn.is_taken = True
-            nursery.start_soon(self._wait_for_trio_websocket)
+        if takeover.is_sending:
+            writer.start_behind(takeover.wait_sent)
+        else:
+            writer.close_written = takeover.close_sent is not None
 
     def __repr__(self) -> str:
         side = "client" if self._protocol.client else "server"
-        return f"<WsByteStream {side} {self.remote!r} {self.closed or 'open'}>"
+        return f"<trio_wsstream.WsByteStream {side} {self.remote!r} {self.closed or 'open'}>"
+
+    @property
+    def closed(self) -> StreamClosed | None:
+        """How the stream ended, once its transport is closed; before that None."""
+        return self._closing.closed
+
+    @property
+    def half_close_honoured(self) -> bool | None:
+        """Whether the peer honours the half-close of this side, so that what it still sends
+        arrives.
+
+        True: the peer, a `WsByteStream`, has said so. False: the peer's Close came, and the peer
+        had not said so; then something that it had still to send may be missing. None: it is not
+        known yet, or this side has not half-closed.
+        """
+        protocol = self._protocol
+        if protocol.close_sent != HALF_CLOSE:
+            return None
+        if protocol.peer_defers_answer:
+            return True
+        return None if protocol.close_received is None else False
 
     # Receiving
 
     @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive bytes of the peer's messages, as they come, with no regard to messages.
+        """Receive bytes of the peer's messages, as they come. Message boundaries have no meaning.
 
         Args:
-          max_bytes (int or None): how many bytes at the most; None: what is there.
+          max_bytes (int or None): how many bytes to return at the most; None: what there is.
 
         Returns:
-          bytes or bytearray: at least one byte, or ``b""`` at the end: the peer has closed
-          with 1000, 1001 or no code, and our answer, if it is due, is with the transport.
+          bytes or bytearray: at least one byte, or ``b""`` at the end of the stream. The stream
+          has ended when the peer has closed with a code in ``config.end_codes`` and our answer, if
+          one is due, is with the transport.
 
         Raises:
-          trio.BrokenResourceError: after the last byte, if the peer did not end the stream
-              like that. The cause is a `WsStreamError`.
+          trio.BrokenResourceError: the stream broke. This is raised after the last byte that
+              arrived; its cause is a `WsStreamError`.
           trio.ClosedResourceError: this side has closed the stream, or does so meanwhile.
           trio.BusyResourceError: another task is receiving.
           ValueError, TypeError: ``max_bytes`` is not a positive integer.
 
-        Cancelled, it loses nothing.
+        A cancelled call loses nothing.
         """
         if max_bytes is not None:
             max_bytes = operator.index(max_bytes)
             if max_bytes < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-        if self._is_receiving and not self._is_closed_here:
+        protocol, closing = self._protocol, self._closing
+        if self._is_receiving and not closing.is_closed_here:
             raise trio.BusyResourceError("another task is receiving on this stream")
-        protocol = self._protocol
         has_yielded = False
         self._is_receiving = True
         try:
             while True:
-                if self._is_closed_here:
+                if closing.is_closed_here:
                     await trio.lowlevel.checkpoint_if_cancelled()  # by the same nursery, perhaps
                     raise trio.ClosedResourceError("this side has closed the stream")
                 if protocol.unread.size:
                     if has_yielded:
                         return protocol.unread.take(max_bytes)
                     await trio.lowlevel.checkpoint()
-                elif protocol.ended and self._may_tell_end():
+                elif protocol.ended and closing.may_tell_end():
                     if has_yielded:
                         return self._tell_end()
                     await trio.lowlevel.checkpoint()
-                elif protocol.ended or self._is_reading:
-                    await self._news.park()
-                elif self._has_undigested:
+                elif protocol.ended or self._is_reading or self._subscriptions.is_waiting:
+                    await self._wait_for_change()
+                elif self._has_unprocessed:
                     await self._read(1)
                 else:
-                    # As _read does it; but one coroutine less is 5 % of a round trip.
+                    # This is what _read does; but one coroutine less is 5 % of a round trip.
                     self._is_reading = True
                     try:
-                        data = await self._receive(self._caller_read_size)
-                        self._heard_at = self._visited_at = self._clock.current_time()
-                        if len(data) >= READ_SIZE:
-                            self._adapt_read_size(len(data))
+                        data = await self._receive(self._read_size.of_caller)
+                        now = self._clock.current_time()
+                        self._keepalive.last_heard_at = self._visited_at = now
+                        if len(data) >= PAYLOAD_SIZE:
+                            self._read_size.adapt(len(data), protocol.frame_left)
                         message = protocol.receive_message(data)
                         if message is None:
                             self._take_in(data)
                         elif max_bytes is None or len(message) <= max_bytes:
-                            return message  # with nothing to digest
+                            return message  # with nothing to process
                         else:
                             protocol.unread.add([message])
                     except _READ_ERRORS as error:
                         self._take_in_error(error)
                     finally:
-                        self._end_read()
-                    self._digest()
+                        self._is_reading = False
+                        if self._changed:
+                            self._changed.unpark_all()
+                    self._process_input()
                 has_yielded = True
         finally:
             self._is_receiving = False
-            if self._is_dozing:
-                self._end_doze()
-
-    def _may_tell_end(self) -> bool:
-        """A caller that leaves at the end must not overtake our answer to the peer's Close."""
-        protocol = self._protocol
-        if isinstance(protocol.verdict, KeepaliveTimeout):
-            return self.closed is not None  # at once
-        return (
-            protocol.close_received is None
-            or protocol.is_held
-            or self._close_is_out
-            or bool(self._wire.failure)
-            or protocol.tcp_ended
-            or self.closed is not None
-        )
+            if self._alarm.has_open_end:
+                self._stop_receiving()
 
     def _tell_end(self) -> bytes:
         verdict = self._protocol.verdict
@@ -355,42 +317,30 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return b""
         raise trio.BrokenResourceError(f"the stream broke: {verdict}") from verdict
 
-    def _read_size(self, unread: int) -> int:
-        header = MAX_HEADER - 4 if self._protocol.client else MAX_HEADER  # a server does not mask
-        return min(READ_SIZE + header, max(1, self.config.receive_buffer_size - unread))
-
-    def _adapt_read_size(self, got: int) -> None:
-        """Callers read two frames at once as long as that brings more than one."""
-        one_frame = READ_SIZE + MAX_HEADER
-        if self._protocol.frame_left > 4 * READ_SIZE:
-            # No room for headers, as none will come: so reads stay aligned with the peer's writes.
-            # If not, they leave remainders of all sizes, which malloc keeps and does not join.
-            self._caller_read_size = min(2 * READ_SIZE, self.config.receive_buffer_size)
-        elif got > one_frame:
-            self._patience = 0
-        elif self._caller_read_size > one_frame:
-            self._caller_read_size = self._read_size(0)
-            self._patience = _PATIENCE
-        elif self._patience:
-            self._patience -= 1
+    def _stop_receiving(self) -> None:
+        """A caller stops reading: the task may have to take over."""
+        self._visited_at = trio.current_time()
+        if self._keepalive.is_held:
+            self._alarm.ring()
         else:
-            two_frames = 2 * self._read_size(0)
-            self._caller_read_size = min(two_frames, self.config.receive_buffer_size)
+            reads_at = self._reads_at()
+            self._alarm.set_no_later_than(reads_at, has_open_end=reads_at == math.inf)
 
     async def _read(self, size: int) -> None:
-        """With the turn to read: read once, and digest it. Always a checkpoint."""
+        """With the turn to read: read once, and process what came. This is always a checkpoint."""
         self._is_reading = True
         try:
-            if self._has_undigested and not self._protocol.ended:
-                await self._wait_for_subscribers()
+            if self._has_unprocessed and self._protocol.is_decoding:
+                await trio.lowlevel.checkpoint()
             else:
                 self._take_in(await self._receive(size))
-                self._heard_at = trio.current_time()
+                self._keepalive.last_heard_at = trio.current_time()
         except _READ_ERRORS as error:
             self._take_in_error(error)
         finally:
-            self._end_read()
-        self._digest()
+            self._is_reading = False
+            self._tell_change()
+        self._process_input()
 
     def _take_in(self, data: bytes | bytearray) -> None:
         if data:
@@ -399,69 +349,79 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._protocol.receive_eof()
 
     def _take_in_error(self, error: Exception) -> None:
-        if isinstance(error, ProtocolViolation):  # trio-websocket met it
+        if isinstance(error, ProtocolViolation):  # which trio-websocket has met
             self._protocol.fail(error)
         else:
             self._protocol.receive_eof(why_broken(error))
 
-    def _end_read(self) -> None:
-        self._is_reading = False
-        if self._news:
-            self._news.unpark_all()
-
-    async def _receive_handover(self, size: int) -> bytes | bytearray:
-        await self._handover.wait_for_reader()
-        if not self._handover.is_over:
-            return await self._handover.receive_some(size)
+    async def _receive_taken_over(self, size: int) -> bytes | bytearray:
+        await self._takeover.wait_for_reader()
+        if not self._takeover.is_over:
+            return await self._takeover.receive_some(size)
         self._receive = self._wire.receive_some
         return await self._receive(size)
 
-    def _digest(self) -> None:
+    def _process_input(self) -> None:
         """Decode what came, as far as subscribers allow, and do what follows from it."""
-        protocol = self._protocol
+        protocol, subscriptions = self._protocol, self._subscriptions
         protocol.steps_left = STEPS_A_TURN
-        while not self._stalled:
+        while not subscriptions.is_waiting:
             event = protocol.next_event()
-            if protocol.ended and not protocol.is_held:
+            if protocol.ended and not protocol.answer_is_deferred:
                 self._begin_closing()
             if event is None:
                 break
-            self._publish(event)
-        self._has_undigested = self._is_stalled or not protocol.steps_left
-        if protocol.owes:
-            self._flush_soon()
+            # An end waits for nobody.
+            if subscriptions.publish(event, may_wait=not protocol.ended):
+                self._nursery.start_soon(self._deliver_waiting)
+        self._has_unprocessed = subscriptions.is_waiting or not protocol.steps_left
+        self._writer.flush_soon()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _deliver_waiting(self) -> None:
+        await self._subscriptions.deliver_waiting()
+        self._tell_change()
+        self._alarm.ring()
+
+    # Changes
+
+    async def _wait_for_change(self) -> None:
+        self._changed = self._changed or trio.lowlevel.ParkingLot()
+        await self._changed.park()
+
+    def _tell_change(self) -> None:
+        if self._changed:
+            self._changed.unpark_all()
 
     # The stream's own task
 
     @trio.lowlevel.enable_ki_protection
-    async def _attend(self) -> None:
+    async def _run(self) -> None:
         """Read while no caller does, keep alive, and close the transport in the end."""
         try:
-            while not self._is_over():
-                now = trio.current_time()
-                self._heard_at = max(self._heard_at, self._wire.accepted_at)
-                self._settle_hold(now)
-                if now >= self._keepalive_due_at():
-                    await self._keep_alive(now)
+            while not self._closing.is_over(now := trio.current_time()):
+                action = self._next_keepalive_action(now)
+                if action is not None:
+                    await self._keep_alive(action, now)
                     continue
-                wake_at = min(self._close_deadline, self._keepalive_looks_at(now))
+                wakes_at = self._closing.wakes_at
+                if self._needs_keepalive():
+                    wakes_at = min(wakes_at, self._keepalive.due_at)
                 reads_at = self._reads_at()
                 if now >= reads_at:
                     _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
-                    with trio.CancelScope(deadline=wake_at) as self._scope:
-                        await self._read(self._read_size(self._protocol.unread.size))
+                    with self._alarm.reading_until(wakes_at):
+                        await self._read(self._read_size.of_task(self._protocol.unread.size))
+                    self._alarm.stop_reading()
                     if self._is_receiving:
                         self._visited_at = trio.current_time()
                 else:
-                    self._is_dozing = reads_at == math.inf
-                    with trio.CancelScope(deadline=min(wake_at, reads_at)) as self._scope:
-                        self._napping = trio.lowlevel.current_task()
-                        await trio.lowlevel.wait_task_rescheduled(self._end_nap)
-                self._scope = None
-                self._is_dozing = False
+                    await self._alarm.sleep_until(
+                        min(wakes_at, reads_at), has_open_end=reads_at == math.inf
+                    )
             await self._close_transport()
         except trio.Cancelled:
-            self._is_closed_here = True
+            self._closing.is_closed_here = True
             raise
         finally:
             if self.closed is None:
@@ -470,97 +430,72 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _reads_at(self) -> float:
         """From when on it is the task's turn to read."""
         protocol = self._protocol
-        if self._is_reading:
+        if self._is_reading or self._subscriptions.is_waiting:
             return math.inf
-        if protocol.ended or self._is_closed_here:
+        if protocol.ended or self._closing.is_closed_here:
             return -math.inf
         if self._is_receiving or self._is_full():
             return math.inf
-        if self._pings_waiting:
+        if self._pings_waiting or self._wire.failure or self._keepalive.is_looking:
             return -math.inf
         return self._visited_at + GRACE_PERIOD
 
     def _is_full(self) -> bool:
         return self._protocol.unread.size >= self.config.receive_buffer_size
 
-    def _end_doze(self) -> None:
-        """A caller leaves: the task may have to take over."""
-        self._visited_at = trio.current_time()
-        if self._held_since is not None:
-            self._wake()
-        else:
-            reads_at = self._reads_at()
-            self._is_dozing = reads_at == math.inf
-            assert self._scope is not None
-            self._scope.deadline = min(self._scope.deadline, reads_at)
-
-    @trio.lowlevel.enable_ki_protection
-    def _wake(self) -> None:
-        """Have the task look again at what is due."""
-        if self._napping is not None:  # as its scope would, but that takes longer
-            trio.lowlevel.reschedule(self._napping)
-            self._napping = None
-        elif self._scope is not None:
-            self._scope.cancel()
-        self._scope = None
-        self._is_dozing = False
-
-    def _end_nap(self, _: object) -> trio.lowlevel.Abort:
-        self._napping = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
     # Keepalive
 
-    def _keepalive_due_at(self) -> float:
-        """When to send a ping, or to give the peer up."""
-        interval, timeout = self.config.ping_interval, self.config.ping_timeout
-        protocol = self._protocol
-        if (
-            interval is None
-            or protocol.ended
-            or not protocol.can_send
-            or self._held_since is not None
-        ):
-            return math.inf
-        if self._pinged_at is not None and self._heard_at >= self._pinged_at:
-            self._pinged_at = None
-        if self._pinged_at is None:
-            return self._heard_at + interval
-        return self._pinged_at + (interval if timeout is None else timeout)
+    def _needs_keepalive(self) -> bool:
+        """Closing has a clock of its own."""
+        return not (self._closing.has_begun or self._protocol.tcp_ended)
 
-    def _keepalive_looks_at(self, now: float) -> float:
-        """When to look next: an interval from now at the latest, as a caller who takes the Pong in
-        does not wake this task, and the next ping may be due before the timeout would have been.
-        """
-        due_at, interval = self._keepalive_due_at(), self.config.ping_interval
-        return due_at if interval is None or due_at == math.inf else min(due_at, now + interval)
+    def _next_keepalive_action(self, now: float) -> Action | None:
+        if not self._needs_keepalive():
+            return None
+        keepalive, protocol, writer = self._keepalive, self._protocol, self._writer
+        keepalive.note_accepted(self._wire.accepted_at)
+        has_written, writer.has_written = writer.has_written, False
+        return keepalive.next_action(
+            now,
+            can_send=protocol.may_send_control,
+            is_held=self._subscriptions.is_waiting or (self._is_full() and not self._is_reading),
+            has_written=has_written,
+        )
 
-    async def _keep_alive(self, now: float) -> None:
-        """Do it."""
-        if self._pinged_at is None or self.config.ping_timeout is None:
+    async def _keep_alive(self, action: Action, now: float) -> None:
+        """Send the sign of life that is due, or give the peer up."""
+        if action is Action.GIVE_UP:
+            if self._is_acknowledged():
+                self._keepalive.last_heard_at = now
+                return
+            self._protocol.time_out()
+            self._process_input()
+            await self._let_close_go_out()
+            self._closing.deadline = now
+        elif self._writer.turn_is_taken:
+            return  # something of ours waits for the transport already
+        elif action is Action.PING:
             _logger.debug("%s: a keepalive ping", self.connection)
-            self._pinged_at = now
-            if self._pinged_with:  # a peer that never answers costs no memory
-                self._protocol.pings.pop(self._pinged_with, None)
-            self._pinged_with = self._fresh_ping_payload()
-            self._protocol.ping(self._pinged_with)
-            self._flush_soon()
-            return
-        self._protocol.time_out()
-        self._digest()
-        await self._let_close_go_out()
-        self._close_deadline = now
+            if self._keepalive_payload:  # a peer that never answers costs no memory
+                self._protocol.pings.pop(self._keepalive_payload, None)
+            self._keepalive_payload = self._fresh_ping_payload()
+            self._protocol.ping(self._keepalive_payload)
+            self._writer.flush_soon()
+        else:
+            _logger.debug("%s: a heartbeat", self.connection)
+            self._protocol.heartbeat()
+            self._writer.flush_soon()
 
-    def _settle_hold(self, now: float) -> None:
-        """Keepalive's clock stands still while our own side holds reading back."""
-        is_held = self._is_stalled or (self._is_full() and not self._is_reading)
-        if is_held and self._held_since is None:
-            self._held_since = now
-        elif not is_held and self._held_since is not None:
-            self._heard_at = min(now, self._heard_at + now - self._held_since)
-            if self._pinged_at is not None:
-                self._pinged_at += now - self._held_since
-            self._held_since = None
+    def _is_acknowledged(self) -> bool:
+        """A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1). While our answer
+        is deferred, that its TCP has acknowledged all of ours is life enough.
+        """
+        protocol = self._protocol
+        return (
+            protocol.answer_is_deferred
+            and not protocol.peer_speaks_on
+            and self._wire.is_acknowledged()
+        )
 
     # Sending
 
@@ -572,24 +507,28 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
         Raises:
           trio.ClosedResourceError: this side has closed the stream, or its sending side with
-              `send_eof`, or does so meanwhile.
-          trio.BrokenResourceError: the peer has closed, or the connection is broken. The cause
-              is a `WsStreamError`; after a Close of the peer an `AbnormalClosure` with its code.
+              `send_eof`, or closes it meanwhile.
+          trio.BrokenResourceError: the peer has closed, or the connection is broken, before all
+              of ``data`` was with the transport. The cause is a `WsStreamError`; after a Close of
+              the peer it is an `AbnormalClosure` with its code.
           trio.BusyResourceError: another task is in `send_all`, `send_eof` or
               `wait_send_all_might_not_block`.
+          TypeError, BufferError: ``data`` is no buffer, or is not contiguous.
 
-        Cancelled before anything was sent, it did nothing. Cancelled later, part of the data
-        is sent. Over a `trio.SocketStream` the stream remains usable all the same, as it does
-        between two messages; inside a message, over any other transport, it is broken.
+        A call that is cancelled before anything was sent did nothing. A call that is cancelled
+        later has sent part of the data. Over a `trio.SocketStream` the stream remains usable all
+        the same, as it does after a cancellation between two messages. Inside a message, over any
+        other transport, the sending side is broken then; over a `trio.SSLStream` the receiving side
+        is broken, too.
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         # One long function: each call and context manager less is 1 % of what 64 KiB take.
         # Two messages are encoded for each write; it says how many buffers of them it has written.
-        protocol, wire, turn = self._protocol, self._wire, self._write_turn
+        protocol, wire, writer = self._protocol, self._wire, self._writer
         limit = self.config.max_message_size
         is_bytes = type(data) is bytes
-        view = data if is_bytes and len(data) <= limit else memoryview(data).cast("B")
+        view = data if is_bytes and len(data) <= limit else _flat(data)
         size = len(view)
         self._is_sending = True
         try:
@@ -598,11 +537,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             start = 0
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
             while (frames or start < size) and protocol.can_send and not wire.failure:
-                if turn.is_taken:
-                    _logger.debug("%s: a sender waits for its turn to write", self.connection)
-                    await turn.take()
+                if writer.turn_is_taken:
+                    await writer.take_turn()
                 else:
-                    turn.is_taken = True
+                    writer.turn_is_taken = True
                 try:
                     while protocol.can_send and not wire.failure:
                         if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
@@ -618,21 +556,36 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                                 start += limit
                             written = await wire.write(frames)
                             frames = frames[written:]
+                        writer.has_written = True
                         if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the wire has noted why, or the next write will
                 finally:
-                    self._release_write_turn()  # to a _flush, if something is owed
-            if not protocol.can_send or wire.failure:
-                await trio.lowlevel.checkpoint_if_cancelled()
-                raise self._send_error()
+                    writer.pass_turn()  # to a task that flushes, if something is owed
+            is_all_written = size and not frames and start >= size
+            if self._closing.is_closed_here or not (is_all_written or self._can_send()):
+                raise await self._explained_send_error()
         finally:
             self._is_sending = False
             if not is_bytes:  # an exception's traceback would keep the caller's buffer exported
                 for buffer in (view, *frames):
                     if isinstance(buffer, memoryview):
                         buffer.release()
+
+    def _can_send(self) -> bool:
+        return self._protocol.can_send and not self._wire.failure
+
+    async def _explained_send_error(self) -> Exception:
+        """Why nothing can be sent. A Close that has arrived may tell more than a reset does."""
+        protocol = self._protocol
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._wire.failure and not self._wire.is_truncated and not self._is_full():
+            self._alarm.ring()
+            with trio.move_on_after(_REASON_TIMEOUT):
+                while not (protocol.ended or self._is_full() or self.closed):
+                    await self._wait_for_change()
+        return self._closing.send_error()
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -643,175 +596,113 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
-        protocol, wire = self._protocol, self._wire
         self._is_sending = True
         try:
-            if protocol.can_send and not wire.failure:
+            if self._can_send():
                 await trio.lowlevel.checkpoint_if_cancelled()
-                await self._write_turn.take()
+                await self._writer.take_turn()
                 try:
                     await self._transport.wait_send_all_might_not_block()
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                    wire.note_failure(error)
+                    self._wire.note_failure(error)
                 finally:
-                    self._release_write_turn()
-            if not protocol.can_send or wire.failure:
-                await trio.lowlevel.checkpoint_if_cancelled()
-                raise self._send_error()
+                    self._writer.pass_turn()
+            if not self._can_send():
+                raise await self._explained_send_error()
         finally:
             self._is_sending = False
 
+    @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
         """Half-close: send Close 1000 with the reason ``half-close``, and go on receiving.
 
-        A peer that knows the convention (another `WsByteStream`) may still send what it has;
-        any other answers at once (RFC 6455, 5.5.1), and this closes the stream plainly. Does
-        nothing if a Close has been sent before.
+        The call returns when the Close is with the transport. Another `WsByteStream` may still send
+        what it has. Any other peer answers at once (RFC 6455, 5.5.1), and that closes the stream.
+        `half_close_honoured` tells which of the two happened. The call does nothing if a Close has
+        been sent before.
 
         Raises:
           trio.ClosedResourceError: this side has closed the stream.
-          trio.BrokenResourceError: the connection is broken.
+          trio.BrokenResourceError: the connection is broken, or is given up before the transport
+              has taken the Close: by keepalive, or, where that is switched off, after
+              ``config.close_timeout`` seconds.
           trio.BusyResourceError: as `send_all`.
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
-        protocol = self._protocol
+        protocol, closing, writer = self._protocol, self._closing, self._writer
         self._is_sending = True
         try:
             await trio.lowlevel.checkpoint()
-            if self._is_closed_here:
+            if closing.is_closed_here:
                 raise trio.ClosedResourceError("this side has closed the stream")
-            if not (self._close_is_out or self._cannot_send_close()):
-                self._has_sent_eof = True
+            if not (writer.close_written or closing.cannot_send_close()):
+                closing.has_sent_eof = True
                 protocol.close(HALF_CLOSE)
-                self._flush_soon()
-                while not (self._close_is_out or self._cannot_send_close()):
-                    await self._news.park()
+                writer.flush_soon()
+                if not (writer.close_written or self._keepalive.gives_up):
+                    closing.close_is_due_by = trio.current_time() + self.config.close_timeout
+                    self._alarm.ring()
+                while not (writer.close_written or closing.cannot_send_close()):
+                    await self._wait_for_change()
             is_given_up = isinstance(protocol.error, KeepaliveTimeout)
-            if not self._close_is_out or protocol.has_failed or is_given_up:
-                await trio.lowlevel.checkpoint_if_cancelled()
-                self._has_sent_eof = False
-                raise self._send_error()
-            self._has_sent_eof = True
+            if not writer.close_written or protocol.has_failed or is_given_up:
+                closing.has_sent_eof = False
+                raise await self._explained_send_error()
+            closing.has_sent_eof = True
         finally:
             self._is_sending = False
 
-    def _cannot_send_close(self) -> bool:
-        return bool(self._wire.failure) or self.closed is not None or self._protocol.tcp_ended
-
-    def _send_error(self) -> trio.ClosedResourceError | trio.BrokenResourceError:
-        """Why nothing can be sent."""
-        protocol = self._protocol
-        if self._is_closed_here or self._has_sent_eof:
-            return trio.ClosedResourceError("this side has closed the stream")
-        has_broken = bool(protocol.error or self._wire.failure)
-        if protocol.close_received is not None and not (protocol.is_held and has_broken):
-            cause: Exception = AbnormalClosure(*protocol.close_received)
-        else:
-            cause = protocol.error or ConnectionLost(self._wire.failure or "the transport ended")
-        error = trio.BrokenResourceError(f"nothing can be sent: {cause}")
-        error.__cause__ = cause
-        return error
-
-    def _release_write_turn(self) -> None:
-        self._write_turn.pass_on()
-        if self._wire.failure:
-            self._after_flush()  # what is owed never goes out
-        elif self._protocol.owes:
-            self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        """Have what is owed sent: now, or when who has the turn to write passes it on."""
-        if self._write_turn.is_taken or self.closed:
-            return
-        protocol, wire = self._protocol, self._wire
-        rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
-        if wire.failure:
-            self._after_flush()
-        elif rest or protocol.has_failed:
-            _logger.debug("%s: a task has the turn to write what is owed", self.connection)
-            self._write_turn.is_taken = True
-            self._nursery.start_soon(self._flush, rest)
-        else:
-            self._close_is_out = protocol.close_sent is not None
-            self._after_flush()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _flush(self, data: bytes) -> None:
-        """With the turn to write: send what is left of that, and end TCP after a failure."""
-        protocol = self._protocol
-        try:
-            if data:
-                await self._wire.write((data,))
-            self._close_is_out = protocol.close_sent is not None
-            if (
-                protocol.has_failed
-                and not protocol.owes  # or it would end before the Close that is owed by now
-                and not protocol.client
-                and isinstance(self._transport, trio.abc.HalfCloseableStream)
-            ):
-                await self._transport.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the wire has noted why
-        finally:
-            self._release_write_turn()
-            self._after_flush()
-
-    def _after_flush(self) -> None:
-        if self._close_is_out and self._protocol.close_received is not None:
+    def _after_write(self) -> None:
+        """Our Close is with the transport, or nothing can be written any more."""
+        if self._wire.failure and self._protocol.fail_to_send(self._wire.failure):
+            self._process_input()
+        if self._writer.close_written and self._protocol.close_received is not None:
             self._begin_closing()
-        if self._close_is_out or self._wire.failure:
-            self._news.unpark_all()
-            self._wake()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _wait_for_trio_websocket(self) -> None:
-        """Its tasks were in the transport with frames when it was taken over."""
-        try:
-            await self._handover.wait_sent()
-        finally:
-            self._close_is_out = self._protocol.close_sent is not None
-            self._release_write_turn()
-            self._after_flush()
+        self._tell_change()
+        self._alarm.ring()
 
     # Closing
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """Close the stream (RFC 6455, 7.1.2): send Close, unless one was sent; wait for the
-        peer's and for the end of TCP. What still comes in is dropped.
+        """Close the stream (RFC 6455, 7.1.2) and return when its transport is closed.
 
-        Takes at most ``config.close_timeout`` seconds. May be called again, and from several
-        tasks; all return when the stream is closed.
+        Close is sent, unless one was sent before. Then the peer's Close and the end of TCP are
+        waited for, ``config.close_timeout`` seconds at the most; what still comes in is dropped.
+        The method may be called again, and from several tasks. All calls return when the stream is
+        closed.
 
         Args:
-          code (int): 1000 to 1003, 1007 to 1014, 3000 to 4999.
-          reason (str): at most 123 bytes of UTF-8; not ``half-close``.
+          code (int): 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+          reason (str): at most 123 bytes of UTF-8, and not ``half-close``.
 
         Raises:
           ValueError, TypeError: ``code`` or ``reason`` is none of these. Nothing is sent then.
 
-        Cancelled, it drops the transport at once.
+        A call that is cancelled drops the transport at once.
         """
         close = _checked_close(code, reason)
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if not self._is_closed_here:
-                self._is_closed_here = True
+            if not self._closing.is_closed_here:
+                self._closing.is_closed_here = True
                 self._protocol.stop_receiving()
                 self._protocol.close(close)
                 self._begin_closing()
-                self._news.unpark_all()
-                self._wake()
-                self._flush_soon()
+                self._tell_change()
+                self._alarm.ring()
+                self._writer.flush_soon()
             if self.closed is not None:
                 await trio.lowlevel.checkpoint()
             while self.closed is None:
-                await self._news.park()
+                await self._wait_for_change()
         except BaseException:
             await self._drop()
-            self._is_closed_here = True
+            self._closing.is_closed_here = True
             raise
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -831,43 +722,39 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _begin_closing(self) -> None:
         """Start the clock, and let nobody hold up the end."""
-        if self._is_closed_here or self._protocol.close_received is None:
-            for subscription in self._subscriptions:
-                subscription.backpressure = False
-            if self._stall_scope is not None:
-                self._stall_scope.cancel()
-        if not self._is_closing:
-            self._is_closing = True
+        closing, protocol = self._closing, self._protocol
+        if closing.is_closed_here or protocol.close_received is None:
+            self._subscriptions.stop_backpressure()
+        if not closing.has_begun:
             _logger.debug("%s: closing begins", self.connection)
-            self._close_deadline = trio.current_time() + self.config.close_timeout
-            self._news.unpark_all()
-            self._wake()
+            closing.begin(trio.current_time() + self.config.close_timeout)
+            if isinstance(protocol.verdict, AbnormalClosure) and self._is_sending:
+                self._interrupt_sender()
+            self._tell_change()
+            self._alarm.ring()
 
-    def _is_over(self) -> bool:
-        """Whether nothing is left to do but to close the transport."""
-        protocol = self._protocol
-        if self.closed is not None or protocol.tcp_ended:
-            return True
-        if not self._is_closing:
-            return False
-        if trio.current_time() >= self._close_deadline:
-            return True
-        if self._wire.is_cut_off and not self._close_is_out:
-            return True  # no Close can go out any more
-        both_closes = protocol.close_received is not None and self._close_is_out
-        return both_closes and not protocol.client and not protocol.has_failed
+    def _interrupt_sender(self) -> None:
+        """The peer takes no more: a frame that is under way helps nobody."""
+        if not self._wire.interrupt():
+            self._closing.deadline = trio.current_time()
 
     async def _let_close_go_out(self) -> None:
-        """Our Close is due or under way: let it go out, if it need not wait for that."""
+        """Let our Close go out that is due or under way, if it need not wait for that."""
         for _ in range(_SCHEDULE_POINTS):
-            if not self._close_is_out and not self._wire.failure:
+            if not self._writer.close_written and not self._wire.failure:
                 await trio.lowlevel.checkpoint()
 
     async def _close_transport(self) -> None:
-        if self._protocol.close_sent is not None or self._protocol.owes:
+        closing, protocol = self._closing, self._protocol
+        if not closing.has_begun and trio.current_time() >= closing.wakes_at:
+            protocol.receive_eof(
+                "the Close could not be sent in time, so the connection was given up"
+            )
+            self._process_input()
+        if protocol.close_sent is not None or protocol.owes:
             await self._let_close_go_out()
-        self._protocol.abandon()
-        deadline = min(self._close_deadline, trio.current_time() + self.config.close_timeout)
+        self._abandon()
+        deadline = min(closing.deadline, trio.current_time() + self.config.close_timeout)
         try:
             await self._wire.aclose(deadline)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -877,13 +764,18 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _drop(self) -> None:
         """Close the transport with no word to the peer."""
         if self.closed is None:
-            self._is_closed_here = True
+            self._closing.is_closed_here = True
             await self._close_forcefully()
 
-    async def _close_forcefully(self) -> None:
+    def _abandon(self) -> None:
+        """The transport is about to be closed: nothing more is read or written."""
         self._protocol.abandon()
+        self._writer.stop()
+
+    async def _close_forcefully(self) -> None:
+        self._abandon()
         try:
-            await trio.aclose_forcefully(self._transport)
+            await self._wire.aclose_forcefully()
         finally:  # it is closed, even if that was cancelled
             self._conclude()
 
@@ -891,20 +783,17 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _conclude(self) -> None:
         """The transport is closed: tell everybody."""
         if self.closed is None:
-            for subscription, event in self._stalled:
-                subscription.backpressure = False
-                subscription.offer(event)
-            self.closed = self._protocol.closed(close_is_out=self._close_is_out)
-            _logger.debug("%s: %r", self.connection, self.closed)
-            for subscription in self._subscriptions:
-                subscription.end(self.closed)
-            self._subscriptions.clear()
-            self._handover.retire(self.closed.code, self.closed.reason)
-            self._news.unpark_all()
-            self._wake()
+            closed = self._protocol.closed(close_written=self._writer.close_written)
+            self._closing.closed = closed
+            _logger.debug("%s: %r", self.connection, closed)
+            self._subscriptions.end(closed)
+            self._takeover.retire(closed.code, closed.reason)
+            self._tell_change()
+            self._alarm.ring()
 
     # Out of band
 
+    @trio.lowlevel.enable_ki_protection
     def subscribe(
         self,
         max_buffer_size: int | float = 64,
@@ -924,48 +813,18 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
         Returns:
           trio.MemoryReceiveChannel: its last event is `StreamClosed`, however late it was
-          subscribed; then it ends. Closing it ends the subscription.
+          subscribed; then the channel ends. The subscription ends when the channel is closed, or
+          when nobody holds it any more.
 
         Raises:
           ValueError, TypeError: an argument is none of these.
         """
-        subscription = Subscription(max_buffer_size, kinds, backpressure)
+        receive_channel = self._subscriptions.add(max_buffer_size, kinds, backpressure)
         if self.closed is not None:
-            subscription.end(self.closed)
-        else:
-            count = len(self._subscriptions)
-            if count & (count - 1) == 0:  # rarely, so that many do not cost more each
-                self._subscriptions = [s for s in self._subscriptions if not s.is_over]
-            self._subscriptions.append(subscription)
-            if self._is_closing:
-                subscription.backpressure = False
-        return subscription.receive_channel
+            self._subscriptions.end(self.closed)
+        return receive_channel
 
-    def _publish(self, event: WsEvent) -> None:
-        for subscription in self._subscriptions:
-            if not subscription.offer(event):
-                if self._protocol.ended:  # an end waits for nobody
-                    subscription.force(event)
-                else:
-                    self._stalled.append((subscription, event))
-                    self._is_stalled = True
-                    self._wake()
-
-    async def _wait_for_subscribers(self) -> None:
-        """Deliver the events that found no room. Cancelled, it loses none."""
-        await trio.lowlevel.checkpoint()
-        with trio.CancelScope() as self._stall_scope:
-            while self._stalled:
-                subscription, event = self._stalled.pop(0)
-                if not subscription.offer(event):
-                    try:
-                        await subscription.wait_and_deliver(event)
-                    except trio.Cancelled:
-                        self._stalled.insert(0, (subscription, event))
-                        raise
-            self._is_stalled = False
-        self._wake()
-
+    @trio.lowlevel.enable_ki_protection
     async def ping(self, payload: bytes | None = None) -> float:
         """Send a Ping (RFC 6455, 5.5.2) and wait for its Pong. Any number of tasks may.
 
@@ -977,10 +836,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
         Raises:
           ValueError: ``payload`` is too long, or in flight already.
-          trio.ClosedResourceError, trio.BrokenResourceError: as `send_all`, as soon as a
-              Close has passed either way.
+          trio.ClosedResourceError, trio.BrokenResourceError: as `send_all`, as soon as a Close has
+              passed either way. But after a half-close that the peer honours, pings go on in both
+              directions.
 
-        Cancelled, it breaks nothing. The Ping may still be sent, and its payload stays in flight
+        A cancelled call breaks nothing. The Ping may still be sent, and its payload stays in flight
         until its Pong comes, or that of a later one.
         """
         if payload is None:
@@ -991,25 +851,25 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 f"payload must be at most 125 bytes, not {len(payload)}: {shown(payload)}"
             )
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_can_ping()
-        ping = self._protocol.ping(payload)
+        await self._check_can_ping()
+        settled = trio.Event()
+        ping = self._protocol.ping(payload, settled.set)
         started_at = trio.current_time()
-        self._flush_soon()
         self._pings_waiting += 1
-        self._wake()
         try:
-            while not ping.is_answered:
-                await trio.lowlevel.checkpoint_if_cancelled()
-                self._check_can_ping()  # its sending may have failed at once
-                await self._news.park()
+            self._writer.flush_soon()
+            self._alarm.ring()
+            await self._check_can_ping()  # its sending may have failed at once
+            await settled.wait()
+            if not ping.is_answered:
+                raise await self._explained_send_error()
             return trio.current_time() - started_at
         finally:
             self._pings_waiting -= 1
 
-    def _check_can_ping(self) -> None:
-        protocol = self._protocol
-        if protocol.ended or not protocol.can_send or self._wire.failure:
-            raise self._send_error()
+    async def _check_can_ping(self) -> None:
+        if not self._protocol.pings_are_answered or self._wire.failure:
+            raise await self._explained_send_error()
 
     def _fresh_ping_payload(self) -> bytes:
         while (payload := os.urandom(4)) in self._protocol.pings:
@@ -1017,8 +877,23 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         return payload
 
 
+def _flat(data: bytes | bytearray | memoryview) -> memoryview:
+    """A view of the bytes of any contiguous buffer; else what a `trio.SocketStream` would raise."""
+    view = memoryview(data)
+    len(view)  # a TypeError where there are no dimensions
+    if not view.nbytes:
+        return memoryview(b"")
+    if not view.c_contiguous:
+        raise BufferError("data must be a contiguous buffer")
+    try:
+        return view.cast("B")
+    except (TypeError, ValueError):  # a format that cannot be cast, such as a big-endian one
+        return memoryview(view.tobytes())
+
+
 def _checked_close(code: int, reason: str) -> Close:
-    if not is_valid_close_code(operator.index(code)):
+    code = operator.index(code)
+    if not is_valid_close_code(code):
         raise ValueError(f"code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
     if not isinstance(reason, str):
         raise TypeError(f"reason must be a str, not {reason!r}")

@@ -15,7 +15,7 @@ event (answering a ping, putting a message in a full queue); then it will find a
 transport when it comes to read, and nobody waits for it. Which of the two, wsproto's generator
 of frames tells: if the last thing it gave out was a frame, that frame is being handled.
 
-Everything that is under way lives on `Handover`, not in a coroutine, so that a cancelled read
+Everything that is under way lives on `Takeover`, not in a coroutine, so that a cancelled read
 loses nothing. Closing the transport frees every task in it.
 """
 
@@ -194,7 +194,7 @@ def _has_broken(connection: WebSocketConnection) -> bool:
     return _is_lost(connection) or (has_violation and not connection._stream_lock.locked())
 
 
-class Handover:
+class Takeover:
     """A connection that has been taken over.
 
     Args:

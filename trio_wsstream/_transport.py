@@ -1,8 +1,8 @@
 """The transport: on a socket, frames are gathered; on any other stream they are joined.
 
 On a `trio.SocketStream` a frame that is cancelled in the middle is not lost: what is left of it
-is kept, and goes out before anything else (`SocketTransport`). Other streams do not say how far
-they got, so there the sending side is broken (`StreamTransport`).
+is kept, and goes out before anything else (`SocketWire`). Other streams do not say how far
+they got, so there the sending side is broken (`StreamWire`).
 
 *A socket is offered two frames at once*, which halves the calls for large writes. Only the first is
 waited for. If the same call takes some of the second, that is finished, too; if it takes none, the
@@ -20,16 +20,26 @@ take a fifth of what 1 KiB costs.
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import select
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import trio
 
 from ._frames import Buffer
 from ._masking import apply_mask
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # on Windows
+    termios = None  # type: ignore[assignment]
 
 _logger = logging.getLogger(__name__)
 
@@ -61,21 +71,22 @@ def _unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
     return b"".join((first, *rest)) if rest else first
 
 
-class _Transport(abc.ABC):
+class _Wire(abc.ABC):
     """What can be said of both kinds.
 
     Attributes:
       failure (str): why nothing more can be written; empty while it can.
-      is_cut_off (bool): because a frame was cut off.
+      is_truncated (bool): because a frame was cut off.
       accepted_at (float): when it last took something that had had to wait for the peer, by
           Trio's clock; minus infinity if nothing had to.
     """
 
-    __slots__ = ("accepted_at", "failure", "is_cut_off")
+    __slots__ = ("_stream", "accepted_at", "failure", "is_truncated")
 
-    def __init__(self) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
         self.failure = ""
-        self.is_cut_off = False
+        self.is_truncated = False
         self.accepted_at = -math.inf
 
     def note_failure(self, error: Exception) -> None:
@@ -85,7 +96,39 @@ class _Transport(abc.ABC):
 
     @abc.abstractmethod
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """As `StreamTransport.write`."""
+        """As `StreamWire.write`."""
+
+    def is_acknowledged(self) -> bool:
+        """Whether the peer's TCP is known to have acknowledged every byte that was written."""
+        sock = _socket_beneath(self._stream)
+        return sock is not None and _unacknowledged(sock) == 0
+
+    def interrupt(self) -> bool:
+        """End a `write` that waits, if that is possible: it raises BrokenResourceError, and what is
+        left of its frame goes out before anything else. Return False if it is not possible.
+        """
+        return False
+
+    def must_read_first(self) -> bool:
+        """Whether a failed write would break the reading of what the peer sent before."""
+        return False
+
+    async def aclose(self, deadline: float) -> None:
+        """Close the stream, and from ``deadline`` on without waiting for anything.
+
+        TCP ends in both directions even if another process, forked meanwhile, has the socket, too.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
+        """
+        sock = _socket_beneath(self._stream)
+        with trio.CancelScope(deadline=deadline), _ending_tcp(sock):
+            await self._stream.aclose()
+
+    async def aclose_forcefully(self) -> None:
+        """Close the stream at once, and TCP as `aclose`."""
+        with _ending_tcp(_socket_beneath(self._stream)):
+            await trio.aclose_forcefully(self._stream)
 
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
         """Write a frame piece by piece, masked with ``key`` if that is not empty. As `write`."""
@@ -106,18 +149,17 @@ class _Transport(abc.ABC):
         """The writing of a long frame is cancelled, after so many bytes in whole pieces."""
 
 
-class StreamTransport(_Transport):
+class StreamWire(_Wire):
     """Any stream.
 
     Attributes:
       receive_some: as the stream's; it may also raise an OSError for a broken transport.
     """
 
-    __slots__ = ("_stream", "receive_some")
+    __slots__ = ("receive_some",)
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        super().__init__()
-        self._stream = stream
+        super().__init__(stream)
         self.receive_some: Receive = stream.receive_some
 
     def write_now(self, data: bytes) -> bytes:
@@ -152,40 +194,36 @@ class StreamTransport(_Transport):
             self.note_failure(error)
             raise
         except BaseException:
-            self._cut_off()
+            self._truncate()
             raise
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
         if written:
-            self._cut_off()
+            self._truncate()
 
-    def _cut_off(self) -> None:
+    def _truncate(self) -> None:
         self.failure = "a frame was cut off when its sending was cancelled"
-        self.is_cut_off = True
+        self.is_truncated = True
 
-    async def aclose(self, deadline: float) -> None:
-        """Close the stream, and from ``deadline`` on without waiting for anything.
-
-        Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
-        """
-        with trio.CancelScope(deadline=deadline):
-            await self._stream.aclose()
+    def must_read_first(self) -> bool:
+        """As `_Wire.must_read_first`: a failed write breaks a `trio.SSLStream` for reading, too."""
+        sock = _socket_beneath(self._stream)
+        return sock is not None and _has_hung_up(sock)
 
 
-class SocketTransport(_Transport):
-    """A `trio.SocketStream`, whose payload is not copied to be framed. As `StreamTransport`."""
+class SocketWire(_Wire):
+    """A `trio.SocketStream`, whose payload is not copied to be framed. As `StreamWire`."""
 
-    __slots__ = ("_rest", "_socket", "_stream")
+    __slots__ = ("_rest", "_socket", "_wait")
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        super().__init__()
-        self._stream = stream
+        super().__init__(stream)
         self._socket = stream.socket
         self._rest: Buffer = b""  # of a frame whose writing was cancelled
+        self._wait: trio.CancelScope | None = None  # until the socket takes some more
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """As `StreamTransport.receive_some`."""
+        """As `StreamWire.receive_some`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         data = self._read_now(max_bytes)
         if data is not None:
@@ -203,7 +241,7 @@ class SocketTransport(_Transport):
             return None
 
     def write_now(self, data: bytes) -> bytes:
-        """As `StreamTransport.write_now`; after a failure nothing is left."""
+        """As `StreamWire.write_now`; after a failure nothing is left."""
         if self._rest:
             return data
         try:
@@ -215,7 +253,7 @@ class SocketTransport(_Transport):
             return b""
 
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """As `StreamTransport.write`, and the second frame, too, if it is short, or if the socket
+        """As `StreamWire.write`, and the second frame, too, if it is short, or if the socket
         takes any of it with the first. Cancelled in the middle of a frame, it keeps what is left.
         """
         try:
@@ -253,17 +291,23 @@ class SocketTransport(_Transport):
             left = payload[written:]
             self._rest = b"".join((self._rest, apply_mask(left, key) if key else left))
 
-    async def aclose(self, _: float) -> None:
-        """As `StreamTransport.aclose`: a socket does not wait."""
-        await self._stream.aclose()
-
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
         # It writes before it waits: that the socket has been closed must be noticed here. To wait
         # for a descriptor of -1 would break Trio's own books.
         while not (sent := self._writev(buffers)):
-            await trio.lowlevel.wait_writable(self._socket)
+            with trio.CancelScope() as self._wait:
+                await trio.lowlevel.wait_writable(self._socket)
+            if self._wait.cancelled_caught:
+                raise trio.BrokenResourceError("the peer takes no more")
+            self._wait = None
             self.accepted_at = trio.current_time()
         return sent
+
+    def interrupt(self) -> bool:
+        """As `_Wire.interrupt`."""
+        if self._wait is not None:
+            self._wait.cancel()
+        return True
 
     def _writev(self, buffers: Sequence[Buffer]) -> int:
         try:
@@ -284,8 +328,57 @@ class SocketTransport(_Transport):
             rest.release()  # the caller's buffer is its own again
 
 
-def adapt(stream: trio.abc.Stream) -> StreamTransport | SocketTransport:
-    """The transport for a stream."""
-    if isinstance(stream, trio.SocketStream) and hasattr(os, "writev"):
-        return SocketTransport(stream)
-    return StreamTransport(stream)
+def adapt(stream: trio.abc.Stream) -> StreamWire | SocketWire:
+    """The wire for a stream: the fast one for Trio's own sockets only, because a socket of somebody
+    else's (`trio.socket.set_custom_socket_factory`) may do more than its descriptor does.
+    """
+    is_trios_own = type(stream) is trio.SocketStream and (
+        type(stream.socket).__module__.partition(".")[0] == "trio"
+    )
+    if is_trios_own and hasattr(os, "writev"):
+        assert isinstance(stream, trio.SocketStream)
+        return SocketWire(stream)
+    return StreamWire(stream)
+
+
+def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
+    """The socket that a stream, or the TLS on it, goes over; None where there is none."""
+    while (beneath := getattr(stream, "transport_stream", None)) is not None:
+        stream = beneath
+    return stream.socket if isinstance(stream, trio.SocketStream) else None
+
+
+@contextlib.contextmanager
+def _ending_tcp(sock: trio.socket.SocketType | None) -> Iterator[None]:
+    """Shut ``sock`` down at the end of a block that closes it."""
+    try:
+        twin = None if sock is None else sock.dup()
+    except (OSError, AttributeError):  # no descriptor is left, or the socket has none
+        twin = None
+    try:
+        yield
+    finally:
+        if twin is not None:
+            with contextlib.suppress(OSError):  # the connection has ended already
+                twin.shutdown(socket.SHUT_RDWR)
+            twin.close()
+
+
+def _unacknowledged(sock: trio.socket.SocketType) -> int | None:
+    """How many bytes the peer has not acknowledged; None where the system does not tell."""
+    if termios is None:
+        return None
+    try:
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _has_hung_up(sock: trio.socket.SocketType) -> bool:
+    """Whether the peer's end of TCP has arrived, before or behind other bytes; Linux tells."""
+    if not hasattr(select, "POLLRDHUP") or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

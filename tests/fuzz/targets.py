@@ -203,7 +203,7 @@ def outcome(parts: Iterable[Part], config: StreamConfig) -> Outcome:
             if isinstance(close, Wrong):
                 return fail(ProtocolViolation, close.code)
             events.append(CloseReceived(*close))
-            is_clean = close[0] in (1000, 1001, 1005) and not part.is_inside_message
+            is_clean = close[0] in (1000, 1005) and not part.is_inside_message
             is_held = is_clean and (
                 config.half_close is HalfClose.ALWAYS
                 or (config.half_close is HalfClose.AUTO and close == HALF_CLOSE)

@@ -48,7 +48,7 @@ async def prompt(stream: WsByteStream) -> None:
 
 def closed_with(code: int, reason: str) -> StreamClosed:
     """The end of a stream whose peer has sent this Close, and we ours."""
-    error = None if code in (1000, 1001, 1005) else AbnormalClosure(code, reason)
+    error = None if code in (1000, 1005) else AbnormalClosure(code, reason)
     return StreamClosed(code, reason, clean=True, error=error)
 
 

@@ -218,13 +218,13 @@ OPEN_AND_LEAVE: Final = """
 
 @both_apis
 async def test_a_page_that_is_left_says_that_it_goes_away(browser: Browser, api: str) -> None:
-    """With 1001, which is the end of the stream, too."""
+    """It closes with 1001, which is no end of the stream: something may be missing."""
     async with listening() as (listener, url), trio.open_nursery() as nursery:
         nursery.start_soon(partial(browser.run, OPEN_AND_LEAVE, api=api, url=url))
         stream = await listener.accept()
         assert await stream.receive_some() == b""
         await stream.aclose()
-        assert stream.closed == StreamClosed(1001, "", clean=True, error=None)
+        assert stream.closed == StreamClosed(1001, "", clean=True, error=AbnormalClosure(1001))
 
 
 @both_apis

@@ -172,7 +172,7 @@ async def test_a_half_close_passes(meet: Meet, first: str) -> None:
 async def test_closes_pass(meet: Meet, closing: str, code: int, reason: str) -> None:
     async with meet() as ends:
         closer, other = ends if closing == "client" else reversed(ends)
-        error = None if code == 1001 else AbnormalClosure(code, reason)
+        error = AbnormalClosure(code, reason)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(closer.aclose, code, reason)
             try:

@@ -1,0 +1,167 @@
+"""Whose turn it is to write, and the sending of what is owed to the peer.
+
+Theory of operation. Writing is a turn that one task has at a time. A caller takes it for its whole
+``send_all``. Between two of its messages the caller passes the turn on if something is owed: a
+Ping, a Pong or a Close. `flush_soon` sends what is owed. What the transport takes at once is
+written on the spot; for the rest a short-lived task in the nursery has the turn, so that no
+caller's cancellation can lose it. So reading never waits for writing; it only calls `flush_soon`.
+
+A Close counts as written when the transport has taken all of it (`close_written`). That cannot be
+derived: the Protocol counts a Close as sent as soon as it is encoded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ._protocol import Protocol
+from ._transport import SocketWire, StreamWire
+
+_logger = logging.getLogger(__name__)
+
+
+class Writer:
+    """The sending half of one stream.
+
+    Args:
+      protocol: which knows what is owed.
+      wire: what frames are written to.
+      transport: the Trio stream beneath it.
+      nursery: for the short-lived task.
+      changed: is called when a Close has been written, or when writing has failed.
+      name: what the log calls the connection.
+
+    Attributes:
+      close_written (bool): our Close is with the transport.
+      turn_is_taken (bool): somebody is writing.
+      has_written (bool): something was written since the owner set this to False.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_is_stopped",
+        "_name",
+        "_nursery",
+        "_protocol",
+        "_queue",
+        "_transport",
+        "_wire",
+        "close_written",
+        "has_written",
+        "turn_is_taken",
+    )
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        wire: StreamWire | SocketWire,
+        transport: trio.abc.Stream,
+        nursery: trio.Nursery,
+        changed: Callable[[], None],
+        name: object,
+    ) -> None:
+        self._protocol = protocol
+        self._wire = wire
+        self._transport = transport
+        self._nursery = nursery
+        self._changed = changed
+        self._name = name
+        self._queue: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
+        self.turn_is_taken = False
+        self.close_written = False
+        self._is_stopped = False
+        self.has_written = False
+
+    @property
+    def failure(self) -> str:
+        """Why nothing more can be written; empty while it can."""
+        return self._wire.failure
+
+    @property
+    def is_truncated(self) -> bool:
+        """A frame was cut off in the middle, so no other frame can follow."""
+        return self._wire.is_truncated
+
+    async def take_turn(self) -> None:
+        """Wait for the turn to write."""
+        if self.turn_is_taken:
+            _logger.debug("%s: a sender waits for its turn to write", self._name)
+            self._queue = self._queue or trio.lowlevel.ParkingLot()
+            await self._queue.park()
+        self.turn_is_taken = True
+
+    @trio.lowlevel.enable_ki_protection
+    def pass_turn(self) -> None:
+        """Give the turn to the next, and see to what has come to be owed."""
+        if self._queue:
+            self._queue.unpark()
+        else:
+            self.turn_is_taken = False
+        if self._wire.failure:
+            self._changed()  # what is owed never goes out
+        else:
+            self.flush_soon()
+
+    @trio.lowlevel.enable_ki_protection
+    def flush_soon(self) -> None:
+        """Have what is owed sent: now, or when the turn is passed on."""
+        protocol, wire = self._protocol, self._wire
+        if self.turn_is_taken or self._is_stopped or not protocol.owes:
+            return
+        if wire.must_read_first() and not protocol.ended:
+            return  # the next read comes back here
+        rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
+        if wire.failure:
+            self._changed()
+        elif rest or protocol.has_failed:
+            _logger.debug("%s: a task has the turn to write what is owed", self._name)
+            self.turn_is_taken = True
+            self._nursery.start_soon(self._flush, rest)
+        else:
+            self._note_written()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _flush(self, data: bytes) -> None:
+        """With the turn to write: send ``data``, and end TCP if this side fails the connection."""
+        protocol = self._protocol
+        try:
+            if data:
+                await self._wire.write((data,))
+            self._note_written()
+            if (
+                protocol.has_failed
+                and not protocol.owes  # or TCP would end before the Close that is owed by now
+                and not protocol.client
+                and isinstance(self._transport, trio.abc.HalfCloseableStream)
+            ):
+                await self._transport.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the wire has noted why
+        finally:
+            self.pass_turn()
+
+    def _note_written(self) -> None:
+        self.has_written = True
+        if self._protocol.close_sent is not None and not self.close_written:
+            self.close_written = True
+            self._changed()
+
+    def stop(self) -> None:
+        """The transport is about to be closed: `flush_soon` does nothing from now on."""
+        self._is_stopped = True
+
+    def start_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
+        """Let trio-websocket's tasks, which write to the transport already, have the first turn."""
+        self.turn_is_taken = True
+        self._nursery.start_soon(self._wait_behind, wait_sent)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _wait_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await wait_sent()
+        finally:
+            self._note_written()
+            self.pass_turn()
