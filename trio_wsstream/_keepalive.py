@@ -91,7 +91,7 @@ class Keepalive:
         return self._interval + self._timeout < math.inf
 
     def note_accepted(self, at: float) -> None:
-        """Bytes of ours that had to wait were accepted then. That is a sign of life of both sides."""
+        """Bytes of ours that had to wait were accepted then: both sides have shown life."""
         self.last_heard_at = max(self.last_heard_at, at)
         self._last_sent_at = max(self._last_sent_at, at)
 
