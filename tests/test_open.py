@@ -192,27 +192,6 @@ async def test_a_certificate_of_another_host_is_a_handshake_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
-    [
-        "http://localhost/",
-        "ws:///path",
-        "localhost",
-        "ws://host/#fragment",
-        "ws://me@host/",
-        "ws://host:0/",
-        "ws://a..b/",
-        "ws://host/å",
-        "ws://host/a path",
-        "ws://host/?q=å",
-    ],
-)
-async def test_what_is_no_websocket_url_is_a_value_error(url: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(url)):
-        async with open_ws_stream(url):
-            raise AssertionError("it was opened")
-
-
-@pytest.mark.parametrize(
     ("url", "address"),
     [
         ("ws://host", ("host", 80)),

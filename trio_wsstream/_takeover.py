@@ -378,3 +378,33 @@ def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | 
     # That it is empty is asked for, as an exception that says so takes as long as ten calls.
     while (now := channel.statistics()).current_buffer_used or now.tasks_waiting_send:
         yield channel.receive_nowait()
+
+
+def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConnection:
+    """A connection before its opening handshake, which trio-websocket is not to do."""
+    kind = wsproto.ConnectionType.CLIENT if client else wsproto.ConnectionType.SERVER
+    connection = WebSocketConnection(transport, wsproto.WSConnection(kind), host="", path="")
+    connection._reader_running = False
+    return connection
+
+
+def open_connection(
+    connection: WebSocketConnection,
+    path: str,
+    subprotocol: str | None,
+    handshake_headers: tuple[tuple[bytes, bytes], ...],
+    received: bytes,
+) -> None:
+    """Let the opening handshake of a `new_connection` be finished.
+
+    Args:
+      received (bytes): what came behind the peer's head.
+    """
+    inner = connection._wsproto
+    kind = wsproto.ConnectionType.CLIENT if inner.client else wsproto.ConnectionType.SERVER
+    inner.connection = wsproto.connection.Connection(kind, [], received)
+    connection._path = path
+    connection._subprotocol = subprotocol
+    connection._handshake_headers = handshake_headers
+    connection._initial_request = None
+    connection._open_handshake.set()
