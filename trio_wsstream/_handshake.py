@@ -688,7 +688,12 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
     except (h11.RemoteProtocolError, _HeadTooLong) as error:
         raise HandshakeError(_why_no_response(reader, error)) from error
     except HandshakeError:
-        raise
+        if reader.start or isinstance(transport, trio.SSLStream):
+            raise
+        # So does Trio's TLS with what is no TLS, and ours.
+        raise HandshakeError(
+            "the server ended the connection without a response; if it expects TLS: wss://?"
+        ) from None
     except Exception as error:
         raise HandshakeError(f"the opening handshake failed: {error!r}") from error
     if isinstance(response, h11.Response):

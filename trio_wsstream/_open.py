@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -195,8 +196,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         nobody = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
         return "no such host" if error.errno in nobody else str(error.strerror)
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return error.strerror[:1].lower() + error.strerror[1:]
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        name = os.strerror(error.errno)  # its own text may have the address, too
+        return name[:1].lower() + name[1:]
     return str(error) or type(error).__name__
 
 
