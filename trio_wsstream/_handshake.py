@@ -1,11 +1,13 @@
 """The opening handshakes (RFC 6455, section 4), client and server, over any transport.
 
-Theory of operation. h11 parses what the peer sends, so the grammar of HTTP is not written down
-here again; `_Reader` feeds it, and counts the bytes of a head itself, since h11's own limit depends
-on how the bytes happen to be cut. What section 4 asks of the headers is checked here, on
-the list of headers that h11 gives: a header may come in several lines, and they count as one list
-(RFC 9110, 5.3). What we send is short, so it is put together here, after a check of every part
-that a caller gave: nothing that could end a line reaches the transport.
+Theory of operation. h11 parses what the peer sends; `_Reader` feeds it, and counts the bytes of a
+head itself, since h11's own limit depends on how the bytes happen to be cut. A head that comes at
+once and is as plain as nearly all are is read without h11, which takes a large part of the time to
+connect; the least doubt leaves it to h11, which alone knows HTTP.
+
+What section 4 asks of the headers is checked here: a header may come in several lines, and they
+count as one list (RFC 9110, 5.3). What we send is short, so it is put together here, after a check
+of every part that a caller gave: nothing that could end a line reaches the transport.
 
 The handshakes start no task, and leave nobody reading: what they open can be taken over at once.
 `_takeover.open_connection` makes an open `trio_websocket.WebSocketConnection` of it, which
@@ -46,6 +48,9 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _VALUE: Final = re.compile(rb"[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?|")  # 5.5
+_FIELD: Final = re.compile(rb"(%b):[ \t]*(%b)[ \t]*" % (_TOKEN.pattern, _VALUE.pattern))  # 5
+_REQUEST_LINE: Final = re.compile(rb"(GET) ([!-~]+) HTTP/1\.1")  # RFC 9112, 3
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 (101)(?: ([\t -~\x80-\xff]*))?")  # 4
 _LABEL: Final = rb"[-0-9A-Za-z_~!$&'()*+,;=%]{1,63}"
 _HOST: Final = re.compile(  # 7.2; no name of a host has longer labels (RFC 1035, 2.3.4)
     rb"(?:\[[-0-9A-Za-z:.%_~]+\]|LABEL(?:\.LABEL)*\.?|)(?::[0-9]*)?".replace(b"LABEL", _LABEL)
@@ -132,45 +137,116 @@ def _phrase(status: int) -> str:
 # Reading
 
 
+class _Head(NamedTuple):
+    """The head of a request or a response, as h11 has it. Names are in small letters."""
+
+    first: tuple[bytes, ...]
+    """Method and target; or the status and its reason phrase."""
+    http_version: bytes
+    headers: Headers
+    fields: dict[bytes, list[bytes]]
+    """The same: the values of each name."""
+
+    def elements(self, name: bytes) -> list[bytes]:
+        """The elements of a list, from one line or several (RFC 9110, 5.6.1)."""
+        lines = self.fields.get(name, ())
+        elements = [each.strip(b" \t") for line in lines for each in line.split(b",")]
+        return [each for each in elements if each]
+
+    def has(self, name: bytes, wanted: bytes) -> bool:
+        """Whether a list has this element, in capitals or not."""
+        return any(each.lower() == wanted for each in self.elements(name))
+
+
+def _head(first: tuple[bytes, ...], http_version: bytes, headers: Headers) -> _Head:
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        fields.setdefault(name, []).append(value)
+    return _Head(first, http_version, headers, fields)
+
+
+def _usual_head(first_line: re.Pattern[bytes], data: bytes) -> _Head | None:
+    """A head that h11 would read just like this; None if it is not as plain as that.
+
+    h11 takes 30 us or more for a head, a good part of what it takes to connect.
+    """
+    first, *lines = data.split(b"\r\n")
+    match = first_line.fullmatch(first)
+    if match is None:
+        return None
+    headers = []
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        headers.append((field[1].lower(), field[2]))
+    head = _head(match.groups(), b"1.1", headers)
+    if b"content-length" in head.fields or b"transfer-encoding" in head.fields:
+        return None
+    return head
+
+
 class _Reader:
-    """The HTTP that comes over a transport, as h11's events.
+    """The HTTP that comes over a transport.
 
     Args:
-      role: ours.
+      role: ours, as h11 calls it.
       max_header_size (int): how long (in bytes) a head may be, however it is cut.
     """
 
     def __init__(self, transport: trio.abc.Stream, role: Any, max_header_size: int) -> None:
         self._transport = transport
-        # The limit is counted here: h11 would look at what has not been parsed, after each read.
-        self.http = h11.Connection(role, max_incomplete_event_size=sys.maxsize)
+        self._role = role
         self._max_header_size = max_header_size
         self._received = 0
         self.start = b""  # the first that came
+        self.glued = b""  # what came behind the head
+        self._http: h11.Connection | None = None
 
-    async def receive_head(self) -> Any:
-        """The next event, which is a head, or of a body, or its end.
+    async def receive_usual_head(self, first_line: re.Pattern[bytes]) -> _Head | None:
+        """The first head, if it comes at once and is plain. None: `receive_event` tells."""
+        self.start = data = await self._receive()
+        end = data.find(b"\r\n\r\n")
+        if not 0 <= end <= self._max_header_size - 4:
+            return None
+        self.glued = data[end + 4 :]
+        return _usual_head(first_line, data[:end])
+
+    async def receive_event(self) -> Any:
+        """The next event of h11: a head, or data of a body, or an end.
 
         Raises:
           h11.RemoteProtocolError: it is no HTTP.
-          _HeadTooLong: it is longer than ``max_header_size``.
+          _HeadTooLong: more has come than ``max_header_size``, and no event.
           HandshakeError: the peer has ended the connection.
         """
-        http = self.http
+        http = self._http or self._begin()
         while True:
             event = http.next_event()
             if event is not h11.NEED_DATA:
-                if self._received - len(http.trailing_data[0]) > self._max_header_size:
+                self.glued = http.trailing_data[0]
+                if self._received - len(self.glued) > self._max_header_size:
                     raise _HeadTooLong
                 return event
             if self._received > self._max_header_size:
                 raise _HeadTooLong
-            data = await self._transport.receive_some(_READ_SIZE)
-            if not data:
-                raise HandshakeError("the peer ended the connection in the opening handshake")
-            self.start = self.start or bytes(data[:5])
-            self._received += len(data)
-            http.receive_data(bytes(data))
+            http.receive_data(await self._receive())
+
+    def _begin(self) -> h11.Connection:
+        # The limit is counted here: h11 would look at what has not been parsed after each read.
+        self._http = http = h11.Connection(self._role, max_incomplete_event_size=sys.maxsize)
+        if self._role is h11.CLIENT:
+            http.send(_ASKED)
+            http.send(h11.EndOfMessage())
+        http.receive_data(self.start)
+        return http
+
+    async def _receive(self) -> bytes:
+        data = await self._transport.receive_some(_READ_SIZE)
+        if not data:
+            raise HandshakeError("the peer ended the connection in the opening handshake")
+        self._received += len(data)
+        return bytes(data)
 
     def limit_more(self, size: int) -> None:
         """Admit ``size`` bytes more than have come."""
@@ -181,22 +257,12 @@ class _HeadTooLong(Exception):
     pass
 
 
-def _elements(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
-    """The elements of a list, from one line or several (RFC 9110, 5.6.1)."""
-    elements: list[bytes] = []
-    for name, value in headers:
-        if name == wanted:
-            elements += [each.strip(b" \t") for each in value.split(b",")]
-    return [each for each in elements if each]
-
-
-def _has(headers: Iterable[tuple[bytes, bytes]], name: bytes, wanted: bytes) -> bool:
-    """Whether a list has this element, in capitals or not."""
-    return any(each.lower() == wanted for each in _elements(headers, name))
-
-
-def _values(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
-    return [value for name, value in headers if name == wanted]
+# What h11 must know of our request in order to read the response: that it asks for an upgrade.
+_ASKED: Final = h11.Request(
+    method="GET",
+    target="/",
+    headers=[("Host", "a"), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
+)
 
 
 def _accept_token(key: bytes) -> bytes:
@@ -276,19 +342,19 @@ class WsRequest(WebSocketRequest):
       headers, path, proposed_subprotocols, local, remote: as of `trio_websocket.WebSocketRequest`.
     """
 
-    def __init__(self, transport: trio.abc.Stream, head: h11.Request, glued: bytes) -> None:
-        headers = list(head.headers)
+    def __init__(self, transport: trio.abc.Stream, head: _Head, glued: bytes) -> None:
         event = wsproto.events.Request(
             host="",  # it is one of the headers
-            target=head.target.decode("ascii"),
-            extra_headers=headers,
+            target=head.first[1].decode("ascii"),
+            extra_headers=head.headers,
             subprotocols=[
-                each.decode("ascii") for each in _elements(headers, b"sec-websocket-protocol")
+                each.decode("ascii") for each in head.elements(b"sec-websocket-protocol")
             ],
         )
         super().__init__(_takeover.new_connection(transport, client=False), event)
         self.state = SimpleNamespace()
         self._transport = transport
+        (self._key,) = head.fields[b"sec-websocket-key"]
         self._glued = glued
         self._accepted: WebSocketConnection | None = None
         self._rejection: trio_websocket.ConnectionRejected | None = None
@@ -358,11 +424,10 @@ class WsRequest(WebSocketRequest):
             headers.append((b"Sec-WebSocket-Protocol", str(subprotocol).encode()))
         if subprotocol is not None and subprotocol not in self.proposed_subprotocols:
             raise ValueError(f"the client does not offer the subprotocol {subprotocol!r}")
-        (key,) = _values(self.headers, b"sec-websocket-key")
         upgrade = [
             (b"Upgrade", b"websocket"),
             (b"Connection", b"Upgrade"),
-            (b"Sec-WebSocket-Accept", _accept_token(key)),
+            (b"Sec-WebSocket-Accept", _accept_token(self._key)),
         ]
         return subprotocol, _lines(b"HTTP/1.1 101 Switching Protocols", upgrade + headers)
 
@@ -413,11 +478,11 @@ async def accept(
     try:
         try:
             head = await _receive_request(reader)
-            method = head.method
+            method = head.first[0]
             if not _is_attempt(head):
                 raise await _answer_http(head, http)
             _check_request(head)
-            request = _request_of(transport, head, reader.http.trailing_data[0])
+            request = _request_of(transport, head, reader.glued)
         except trio_websocket.ConnectionRejected as rejection:
             told = await _refuse(transport, rejection, has_body=method != b"HEAD")
             raise told from rejection.__cause__
@@ -433,42 +498,39 @@ async def accept(
     return request._connection, request
 
 
-async def _receive_request(reader: _Reader) -> h11.Request:
+async def _receive_request(reader: _Reader) -> _Head:
     try:
-        head = await reader.receive_head()
+        head = await reader.receive_usual_head(_REQUEST_LINE)
+        if head is not None and len(head.fields.get(b"host", ())) == 1:
+            return head
+        request = await reader.receive_event()
     except h11.RemoteProtocolError as error:
         raise refusal(400, "This is no proper request.") from error
     except _HeadTooLong:
         raise refusal(431, "The headers of this request are too long.") from None
-    if isinstance(head, h11.ConnectionClosed):
-        raise HandshakeError("the client ended the connection in the opening handshake")
-    assert isinstance(head, h11.Request)
-    return head
+    assert isinstance(request, h11.Request)
+    return _head((request.method, request.target), request.http_version, list(request.headers))
 
 
-def _is_attempt(head: h11.Request) -> bool:
+def _is_attempt(head: _Head) -> bool:
     """Whether the client means this to be an opening handshake, right or wrong."""
-    headers = head.headers
-    return _has(headers, b"upgrade", b"websocket") or any(
-        name == b"sec-websocket-key" for name, _ in headers
-    )
+    return b"sec-websocket-key" in head.fields or head.has(b"upgrade", b"websocket")
 
 
-def _check_request(head: h11.Request) -> None:
+def _check_request(head: _Head) -> None:
     """Raise `ConnectionRejected` for what is no proper opening handshake (RFC 6455, 4.2.1)."""
-    headers = head.headers
-    names = {name for name, _ in headers}
-    keys = _values(headers, b"sec-websocket-key")
-    versions = _values(headers, b"sec-websocket-version")
-    if not all(map(_HOST.fullmatch, _values(headers, b"host"))):
-        why = "The header Host is no host."
-    elif head.method != b"GET":
+    fields = head.fields
+    versions = fields.get(b"sec-websocket-version", [])
+    keys = fields.get(b"sec-websocket-key", [])
+    if head.first[0] != b"GET":
         why = "The method must be GET."
     elif head.http_version != b"1.1":
         why = "The version of HTTP must be 1.1."
-    elif not _has(headers, b"upgrade", b"websocket"):
+    elif not _HOST.fullmatch(fields[b"host"][0]):
+        why = "The header Host is no host."
+    elif not head.has(b"upgrade", b"websocket"):
         why = "The header Upgrade: websocket is missing. Does a proxy take it out?"
-    elif not _has(headers, b"connection", b"upgrade"):
+    elif not head.has(b"connection", b"upgrade"):
         why = "The header Connection: Upgrade is missing. Does a proxy take it out?"
     elif len(keys) != 1 or not _is_key(keys[0]):
         why = "There must be one Sec-WebSocket-Key, of 16 bytes in base64."
@@ -478,10 +540,10 @@ def _check_request(head: h11.Request) -> None:
             "The version of WebSockets must be 13.",
             [(b"Sec-WebSocket-Version", b"13"), (b"Upgrade", b"websocket")],
         )
-    elif not versions or len(versions) > 1:
+    elif len(versions) != 1:
         why = "There must be one Sec-WebSocket-Version."
     # A body would be taken for frames, or frames for a body, by a proxy before us.
-    elif b"transfer-encoding" in names or _values(headers, b"content-length") not in ([], [b"0"]):
+    elif b"transfer-encoding" in fields or fields.get(b"content-length", [b"0"]) != [b"0"]:
         why = "An opening handshake has no body."
     else:
         return
@@ -495,26 +557,26 @@ def _is_key(key: bytes) -> bool:
         return False
 
 
-def _request_of(transport: trio.abc.Stream, head: h11.Request, glued: bytes) -> WsRequest:
+def _request_of(transport: trio.abc.Stream, head: _Head, glued: bytes) -> WsRequest:
     try:
         return WsRequest(transport, head, glued)
     except UnicodeDecodeError as error:
         raise refusal(400, "A subprotocol must be ASCII.") from error
 
 
-async def _answer_http(head: h11.Request, http: HttpHook | None) -> ConnectionRejected:
+async def _answer_http(head: _Head, http: HttpHook | None) -> ConnectionRejected:
     """What to answer to a request that is no opening handshake."""
     if http is not None:
-        method, path = head.method.decode("ascii"), head.target.decode("ascii")
+        method, path = (each.decode("ascii") for each in head.first)
         try:
-            answer = await http(method, path, list(head.headers))
+            answer = await http(method, path, head.headers)
             if answer is not None:
                 status, headers, body = answer
                 return HttpAnswered(status, tuple(check_headers(headers)), body)
         except Exception:
             _logger.exception("http= of a WsListener failed")
             return refusal(500, "The server has failed.")
-    if head.method not in (b"GET", b"HEAD"):
+    if head.first[0] not in (b"GET", b"HEAD"):
         return refusal(400, "This server speaks WebSocket only.")
     upgrade = [(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13")]
     return refusal(426, "This server speaks WebSocket only: connect with a WebSocket URL.", upgrade)
@@ -582,12 +644,6 @@ async def _send_refusal(transport: trio.abc.Stream, response: bytes) -> None:
 # The client's
 
 
-# What h11 must know of our request in order to read the response: that it asks for an upgrade.
-_ASKED: Final = h11.Request(
-    method="GET",
-    target="/",
-    headers=[("Host", "a"), ("Upgrade", "websocket"), ("Connection", "Upgrade")],
-)
 _MAX_BODY: Final = 65536  # bytes, of a response that refuses
 _MAX_RESPONSE: Final = 65536  # bytes, of its head
 _BODY_TIMEOUT: Final = 2.0  # seconds, for what comes of its body
@@ -680,8 +736,6 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
       trio_websocket.HandshakeError: the handshake failed. The transport is the caller's.
     """
     reader = _Reader(transport, h11.CLIENT, _MAX_RESPONSE)
-    reader.http.send(_ASKED)
-    reader.http.send(h11.EndOfMessage())
     try:
         await transport.send_all(request.head)
         response = await _receive_response(reader)
@@ -696,10 +750,11 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
         ) from None
     except Exception as error:
         raise HandshakeError(f"the opening handshake failed: {error!r}") from error
-    if isinstance(response, h11.Response):
+    status = int(response.first[0])
+    if status != 101:
         body = await _receive_body(reader)
-        phrase = response.reason.decode("latin-1")
-        raise ConnectionRejected(response.status_code, tuple(response.headers), body, phrase)
+        phrase = response.first[1].decode("latin-1")
+        raise ConnectionRejected(status, tuple(response.headers), body, phrase)
     subprotocol = _check_response(response, request)
     connection = _takeover.new_connection(transport, client=True)
     _takeover.open_connection(
@@ -707,20 +762,21 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
         request.path,
         subprotocol,
         tuple(response.headers),
-        reader.http.trailing_data[0],
+        reader.glued,
     )
     return connection
 
 
-async def _receive_response(reader: _Reader) -> h11.InformationalResponse | h11.Response:
+async def _receive_response(reader: _Reader) -> _Head:
+    usual = await reader.receive_usual_head(_STATUS_LINE)
+    if usual is not None:
+        return usual
     while True:
-        head = await reader.receive_head()
-        if isinstance(head, h11.Response):
-            return head
-        if not isinstance(head, h11.InformationalResponse):
-            raise HandshakeError("the server ended the connection in the opening handshake")
-        if head.status_code == 101:
-            return head
+        head = await reader.receive_event()
+        assert isinstance(head, h11.InformationalResponse | h11.Response)
+        if head.status_code == 101 or head.status_code >= 200:
+            first = (b"%d" % head.status_code, head.reason)
+            return _head(first, head.http_version, list(head.headers))
         # Else it is an interim response, which says nothing (RFC 9110, 15.2).
 
 
@@ -732,19 +788,18 @@ def _why_no_response(reader: _Reader, error: Exception) -> str:
     return f"the server's response is not HTTP/1.1: {error}"
 
 
-def _check_response(response: h11.InformationalResponse, request: Request) -> str | None:
+def _check_response(response: _Head, request: Request) -> str | None:
     """Raise HandshakeError for what is no proper 101 (RFC 6455, 4.1). The subprotocol."""
-    headers = response.headers
-    chosen = _elements(headers, b"sec-websocket-protocol")
+    chosen = response.elements(b"sec-websocket-protocol")
     if response.http_version != b"1.1":
         why = "it speaks HTTP/1.0, which has no upgrade"
-    elif not _has(headers, b"upgrade", b"websocket"):
+    elif not response.has(b"upgrade", b"websocket"):
         why = "the header Upgrade: websocket is missing"
-    elif not _has(headers, b"connection", b"upgrade"):
+    elif not response.has(b"connection", b"upgrade"):
         why = "the header Connection: Upgrade is missing"
-    elif _values(headers, b"sec-websocket-accept") != [_accept_token(request.key)]:
+    elif response.fields.get(b"sec-websocket-accept") != [_accept_token(request.key)]:
         why = "Sec-WebSocket-Accept does not belong to our key"
-    elif _elements(headers, b"sec-websocket-extensions"):
+    elif response.elements(b"sec-websocket-extensions"):
         why = "it has chosen an extension, and none was offered"
     elif len(chosen) > 1 or (chosen and chosen[0].decode("latin-1") not in request.subprotocols):
         why = "it has chosen a subprotocol that was not offered"
@@ -766,7 +821,7 @@ async def _receive_body(reader: _Reader) -> bytes:
         trio.move_on_at(deadline),
     ):
         while len(body) < _MAX_BODY:
-            event = await reader.receive_head()
+            event = await reader.receive_event()
             if not isinstance(event, h11.Data):
                 break
             body += event.data
