@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from .support.frames import BINARY, frame
 from .support.handshakes import CLIENT_HANDSHAKE, receive_head, request, server_handshake
 from .support.raw_peer import RawPeer
 from .support.receiving import receive_all
+from .support.transports import AUTHORITY
 
 PLAIN = b"GET /health?deep HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -301,6 +303,45 @@ async def test_an_http_hook_with_a_bug_is_logged_and_gives_500(
     assert response.startswith(b"HTTP/1.1 500 ")
     (record,) = caplog.records
     assert record.exc_info
+
+
+async def test_a_server_whose_tls_has_agreed_on_http_2_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_handshake, "_warned_of", set())
+    contexts = [ssl.create_default_context(purpose) for purpose in ssl.Purpose]
+    AUTHORITY.configure_trust(contexts[0])
+    AUTHORITY.issue_cert("localhost").configure_cert(contexts[1])
+    for context in contexts:
+        context.set_alpn_protocols(["h2", "http/1.1"])
+    for _ in range(2):
+        ours, theirs = trio.testing.memory_stream_pair()
+        client = trio.SSLStream(ours, contexts[0], server_hostname="localhost")
+        server = trio.SSLStream(theirs, contexts[1], server_side=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            with pytest.raises(trio_websocket.ConnectionRejected):
+                await accept(server, welcome, max_header_size=16384)
+    (record,) = caplog.records
+    assert "'h2'" in record.getMessage()
+
+
+HEADS = [
+    request(),
+    request(b"A:", b"B:b", b"C:  c c \t ", b"D: \xff", b"A: a,b"),
+    request(b"Content-Length: 0"),
+    request(line=b"GET http://a/b?c HTTP/1.1"),
+]
+
+
+@pytest.mark.parametrize("data", HEADS)
+async def test_a_plain_head_is_read_as_h11_reads_it(data: bytes) -> None:
+    """In one piece it is read without h11, in two with it."""
+    outcomes = [await answer_to(data, piece=piece) for piece in (len(data), len(data) - 1)]
+    requests = [each[1][1] for each in outcomes]
+    assert requests[0].headers == requests[1].headers
+    assert requests[0].path == requests[1].path
+    assert outcomes[0][0] == outcomes[1][0]
 
 
 # What accept= gives

@@ -484,6 +484,7 @@ async def accept(
             _check_request(head)
             request = _request_of(transport, head, reader.glued)
         except trio_websocket.ConnectionRejected as rejection:
+            _check_alpn(transport)
             told = await _refuse(transport, rejection, has_body=method != b"HEAD")
             raise told from rejection.__cause__
         verdict = await _ask(judge, request)
@@ -510,6 +511,22 @@ async def _receive_request(reader: _Reader) -> _Head:
         raise refusal(431, "The headers of this request are too long.") from None
     assert isinstance(request, h11.Request)
     return _head((request.method, request.target), request.http_version, list(request.headers))
+
+
+_warned_of: Final[set[str]] = set()  # protocols; a client must not fill the log
+
+
+def _check_alpn(transport: trio.abc.Stream) -> None:
+    """Say so if TLS has agreed on something else than HTTP/1.1: our own context has offered it."""
+    if isinstance(transport, trio.SSLStream):
+        protocol = transport.selected_alpn_protocol()
+        if protocol not in (None, "http/1.1") and protocol not in _warned_of:
+            _warned_of.add(protocol)
+            _logger.warning(
+                "TLS has agreed on %r with a client, but WebSockets need HTTP/1.1: "
+                "take it out of set_alpn_protocols() of the server's ssl_context",
+                protocol,
+            )
 
 
 def _is_attempt(head: _Head) -> bool:

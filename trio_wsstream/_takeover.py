@@ -380,10 +380,20 @@ def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | 
         yield channel.receive_nowait()
 
 
+# wsproto's handshakes, of a client and a server, which nobody uses: each connection must have one.
+_UNUSED: Final = {
+    True: wsproto.WSConnection(wsproto.ConnectionType.CLIENT).handshake,
+    False: wsproto.WSConnection(wsproto.ConnectionType.SERVER).handshake,
+}
+
+
 def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConnection:
     """A connection before its opening handshake, which trio-websocket is not to do."""
-    kind = wsproto.ConnectionType.CLIENT if client else wsproto.ConnectionType.SERVER
-    connection = WebSocketConnection(transport, wsproto.WSConnection(kind), host="", path="")
+    inner = wsproto.WSConnection.__new__(wsproto.WSConnection)  # its own would make a handshake
+    inner.client = client
+    inner.handshake = _UNUSED[client]
+    inner.connection = None
+    connection = WebSocketConnection(transport, inner, host="", path="")
     connection._reader_running = False
     return connection
 
@@ -398,6 +408,7 @@ def open_connection(
     """Let the opening handshake of a `new_connection` be finished.
 
     Args:
+      path (str), subprotocol (str or None), handshake_headers (tuple): what the connection shows.
       received (bytes): what came behind the peer's head.
     """
     inner = connection._wsproto
