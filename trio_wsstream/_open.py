@@ -169,9 +169,33 @@ def check_trio() -> None:
 
 async def _open_tcp(url: Url) -> trio.SocketStream:
     try:
+        if _is_ipv4(url.host):
+            return await _connect_ipv4(url.host, url.port)
         return await trio.open_tcp_stream(url.host, url.port)
     except OSError as error:
         raise HandshakeError(f"cannot connect to {url.authority}: {_why(error)}") from error
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return False
+    return True
+
+
+async def _connect_ipv4(address: str, port: int) -> trio.SocketStream:
+    """As `trio.open_tcp_stream`, in less than half of the time: nothing is to be looked up.
+
+    (An IPv6 address may have a zone, which must be.)
+    """
+    sock = trio.socket.socket()
+    try:
+        await sock.connect((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
 
 
 def _why(error: BaseException) -> str:
