@@ -156,7 +156,29 @@ async def _meet_tcp() -> AsyncGenerator[Meeting, None]:
 
 
 @asynccontextmanager
-async def _meet_trio_websocket(*, take_over: bool) -> AsyncGenerator[Meeting, None]:
+async def _meet_ours() -> AsyncGenerator[Meeting, None]:
+    """With the handshakes of `open_ws_stream` and `WsListener`, in the tasks of the meeting."""
+    from trio_wsstream import WsByteStream, _handshake
+
+    async def welcome(request: _handshake.WsRequest) -> tuple[None, tuple[()]]:
+        return None, ()
+
+    async def connect(port: int) -> End:
+        request = _handshake.make_request(f"{HOST}:{port}", "/")
+        transport = await trio.open_tcp_stream(HOST, port)
+        return WsByteStream(await _handshake.connect(transport, request), nursery)
+
+    async def accept() -> End:
+        transport = await listener.accept()
+        connection, _ = await _handshake.accept(transport, welcome, max_header_size=16384)
+        return WsByteStream(connection, nursery)
+
+    async with _listening() as (listener, port), _background() as nursery:
+        yield Meeting(port, connect, accept, trio_both)
+
+
+@asynccontextmanager
+async def _meet_messages() -> AsyncGenerator[Meeting, None]:
     from trio_websocket import (
         ConnectionClosed,
         WebSocketConnection,
@@ -164,12 +186,7 @@ async def _meet_trio_websocket(*, take_over: bool) -> AsyncGenerator[Meeting, No
         wrap_server_stream,
     )
 
-    if take_over:
-        from trio_wsstream import WsByteStream
-
     def end_of(connection: WebSocketConnection) -> End:
-        if take_over:
-            return WsByteStream(connection, nursery)
         return MessageEnd(connection.send_message, connection.get_message, connection.aclose)
 
     async def connect(port: int) -> End:
@@ -186,14 +203,6 @@ async def _meet_trio_websocket(*, take_over: bool) -> AsyncGenerator[Meeting, No
 
     async with _listening() as (listener, port), _background() as nursery:
         yield Meeting(port, connect, accept, trio_both, (ConnectionClosed,))
-
-
-def _meet_ours() -> AbstractAsyncContextManager[Meeting]:
-    return _meet_trio_websocket(take_over=True)
-
-
-def _meet_messages() -> AbstractAsyncContextManager[Meeting]:
-    return _meet_trio_websocket(take_over=False)
 
 
 @asynccontextmanager

@@ -79,7 +79,7 @@ async def test_endless_headers_are_read_for_20_kib_at_the_most(piece: bytes) -> 
                 await transport.send_all(piece * (1000 // len(piece)))
                 sent += 1000
                 await wait_all_tasks_blocked()
-        assert responses[0].startswith(b"HTTP/1.1 400 ")
+        assert responses[0].startswith(b"HTTP/1.1 431 ")
         assert sent <= 20 * 1024
 
 
@@ -283,7 +283,6 @@ SLOW_ANSWERS: Final[dict[str, Answer]] = {
     "a byte a minute": for_ever(b"HTTP/1.1 101 A\r\nA: ", b"a", 60),
     "a 100 and nothing": answer(CONTINUE),
     "endless 100s": for_ever(b"", CONTINUE, 0.1),
-    "a body that does not come": answer(REFUSAL + b"Content-Length: 5\r\n\r\nNo"),
 }
 REFUSALS: Final[dict[str, tuple[Answer, int, bytes]]] = {
     "a redirect": (
@@ -362,6 +361,46 @@ async def test_a_refusal_tells_its_status_and_what_came_of_its_body(
     assert isinstance(error, ConnectionRejected)
     assert (error.status_code, error.body) == (status, body)
     assert trio.current_time() < started_at + 1
+
+
+PARTIAL: Final[dict[str, tuple[Answer, int, bytes]]] = {
+    "a body that does not come": (
+        answer(REFUSAL + b"Content-Length: 5\r\n\r\nNo"),
+        403,
+        b"No",
+    ),
+    "no length, on a connection that is kept": (answer(REFUSAL + b"\r\n", b"No"), 403, b"No"),
+    "a redirect that is kept": (answer(b"HTTP/1.1 302 A\r\nLocation: /\r\n\r\n"), 302, b""),
+    "no capacity": (answer(b"HTTP/1.1 503 A\r\nContent-Length: 9\r\n\r\n"), 503, b""),
+    "chunks that stop": (answer(REFUSAL + CHUNKED, b"2\r\nNo\r\n", b"5\r\nt"), 403, b"Not"),
+    "events": (answer(b"HTTP/1.1 200 OK\r\n\r\n", b":\n", b":\n"), 200, b":\n:\n"),
+}
+
+
+@pytest.mark.parametrize("connect_timeout", [1, 60])
+@pytest.mark.parametrize("kind", PARTIAL)
+async def test_a_refusal_whose_body_does_not_end_is_told_after_two_seconds(
+    kind: str, connect_timeout: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    run, status, body = PARTIAL[kind]
+    started_at = trio.current_time()
+    error = await error_of(run, connect_timeout=connect_timeout)
+    assert isinstance(error, ConnectionRejected)
+    assert (error.status_code, error.body) == (status, body)
+    assert trio.current_time() <= started_at + 2.01
+
+
+async def test_an_endless_line_in_the_body_of_a_refusal_is_not_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    error = await error_of(for_ever(REFUSAL + CHUNKED + b"2;", b"a" * 10_000, 0))
+    assert isinstance(error, ConnectionRejected)
+    assert (error.status_code, error.body) == (403, b"")
+
+
+async def test_the_text_of_a_refusal_tells_status_phrase_and_location() -> None:
+    run = answer(b"HTTP/1.1 302 Over There\r\nLocation: /login?a=b\r\nContent-Length: 0\r\n\r\n")
+    assert str(await error_of(run)) == "302 Over There, Location: /login"
 
 
 @pytest.mark.parametrize("start", [b"Content-Length: 9999999999\r\n\r\n", b"\r\n", CHUNKED])

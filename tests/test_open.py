@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
+import errno
 import re
+import socket
+import ssl
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -31,7 +36,7 @@ from .support.pairs import SHORT, connection_pair
 from .support.raw_peer import raw_pair
 from .support.receiving import receive_all
 from .support.tasks import background
-from .support.transports import CLIENT_TLS, SERVER_TLS
+from .support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
 
 @asynccontextmanager
@@ -191,24 +196,270 @@ async def test_a_certificate_of_another_host_is_a_handshake_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "words"),
     [
-        "http://localhost/",
-        "ws:///path",
-        "localhost",
-        "ws://host/#fragment",
-        "ws://me@host/",
-        "ws://host:0/",
-        "ws://a..b/",
-        "ws://host/å",
-        "ws://host/a path",
-        "ws://host/?q=å",
+        ("http://localhost/", "begin with ws:// or wss://"),
+        ("localhost", "begin with ws:// or wss://"),
+        ("", "begin with ws:// or wss://"),
+        ("//localhost/", "begin with ws:// or wss://"),
+        ("ws:///path", "have a host: 'ws://'"),
+        ("ws://:80/", "have a host: 'ws://:80'"),
+        ("ws://host/#fragment", "no fragment.*'ws://host'"),
+        ("ws://host/#", "no fragment.*'ws://host'"),
+        ("ws://me@host/", "no user"),
+        ("ws://host:0/", "port from 1 to 65535: 'ws://host:0'"),
+        ("ws://host:65536/", "port from 1 to 65535"),
+        ("ws://host:99999999999999999999/", "port from 1 to 65535"),
+        ("ws://host:http/", "perhaps :port behind it"),
+        ("ws://host:-1/", "perhaps :port behind it"),
+        ("ws://a:b:c/", "perhaps :port behind it"),
+        ("ws://[::1]x/", re.escape("perhaps :port behind it: 'ws://[::1]x'")),
+        ("ws://[::1/", "perhaps :port behind it"),
+        ("ws://[::g]/", "an IPv6 address in its brackets"),
+        ("ws://[]/", "an IPv6 address in its brackets"),
+        ("ws://[127.0.0.1]/", "an IPv6 address in its brackets"),
+        ("ws://[fe80::1%]/", "interface"),
+        ("ws://[fe80::1%25]x/", "perhaps :port behind it"),
+        ("ws://exa mple/", "no space in it: 'ws://exa mple'"),
+        ("ws://host/a path", "no space in it"),
+        (" ws://host/", "begin with ws://"),
+        ("ws://host/ ", "no space in it"),
+        ("ws://ho\tst/", "no tab in it"),
+        ("ws://host/a\tb", "no tab in it"),
+        ("ws://ho\nst/", "no newline in it"),
+        ("ws://host/\r\nX: y", "no newline in it"),
+        ("ws://host/\0", "no control character in it"),
+        ("ws://host/\x7f", "no control character in it"),
+        ("ws://a..b/", "host that is a name: 'ws://a..b'"),
+        ("ws://.a/", "host that is a name"),
+        ("ws://a../", "host that is a name"),
+        ("ws://-a/", "host that is a name"),
+        ("ws://a%20b/", "host that is a name"),
+        ("ws://a\\b/", "host that is a name"),
+        ("ws://a,b/", "host that is a name"),
+        ("ws://\u2024/", "host that is a name"),
+        ("ws://xn--\xe4/", "host that is a name"),
+        ("ws://" + "a" * 64 + "/", "at most 63 characters between its dots"),
+        ("ws://" + "a." * 127 + "a/", "host of at most 253 characters"),
+        ("ws://" + "ä." * 100 + "a/", "host"),
+        ("ws://host/å", "percent-encoded: 'ws://host'"),
+        ("ws://host/?q=å", "percent-encoded: 'ws://host'"),
     ],
 )
-async def test_what_is_no_websocket_url_is_a_value_error(url: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(url)):
+async def test_what_is_no_websocket_url_is_a_value_error_that_says_what_is_wrong(
+    url: str, words: str
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    with pytest.raises(ValueError, match=f"url must.*{words}"):
+        async with open_ws_stream(url, transport=ours):
+            raise AssertionError("it was opened")
+    assert await theirs.receive_some() == b""  # the transport was closed, and nothing sent
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://secret:secret@h/secret?secret#secret",
+        "ws://secret:secret@h/",
+        "ws://h/secret?secret=å",
+        "ws://h/secret?secret#secret",
+        "ws://h/secret ?secret",
+        "wss://h:0/secret?secret",
+        "secret",
+    ],
+)
+async def test_an_error_about_a_url_tells_no_secret(url: str) -> None:
+    with pytest.raises(ValueError, match="url must") as caught:
         async with open_ws_stream(url):
             raise AssertionError("it was opened")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [None, b"ws://localhost/", 5])
+async def test_a_url_that_is_no_str_is_a_type_error(url: Any) -> None:
+    with pytest.raises(TypeError, match="url must be a str, not a"):
+        async with open_ws_stream(url):
+            raise AssertionError("it was opened")
+
+
+async def test_a_timeout_tells_the_authority_and_no_more() -> None:
+    transport, _ = trio.testing.memory_stream_pair()
+    with pytest.raises(trio_websocket.ConnectionTimeout) as caught:
+        async with open_ws_stream("ws://h:1/?secret", transport=transport, connect_timeout=0):
+            raise AssertionError("it was opened")
+    assert str(caught.value) == "connecting to h:1 took more than 0 seconds"
+
+
+# Why a connection could not be opened
+
+
+async def why(url: str, ssl_context: ssl.SSLContext | None = None, **options: Any) -> str:
+    with pytest.raises(trio_websocket.HandshakeError) as caught:
+        async with open_ws_stream(url, ssl_context, **options):
+            raise AssertionError("it was opened")
+    return str(caught.value)
+
+
+async def test_a_refused_connection_is_told_so() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    text = await why(f"ws://127.0.0.1:{port}/?secret")
+    assert text == f"cannot connect to 127.0.0.1:{port}: connection refused"
+
+
+async def test_each_reason_is_told_when_several_addresses_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*address: object) -> None:
+        attempts = [
+            OSError(errno.ECONNREFUSED, "Connection refused"),
+            OSError(errno.ENETUNREACH, "Network is unreachable"),
+            OSError(errno.ECONNREFUSED, "Connection refused"),
+        ]
+        raise OSError("all attempts to connect failed") from ExceptionGroup("", attempts)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    assert await why("ws://a/") == (
+        "cannot connect to a: connection refused; network is unreachable"
+    )
+
+
+async def test_a_host_that_does_not_exist_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*address: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    assert await why("wss://nowhere.example/") == (
+        "cannot connect to nowhere.example: no such host"
+    )
+
+
+@asynccontextmanager
+async def tls_server(
+    context: ssl.SSLContext = SERVER_TLS,
+) -> AsyncGenerator[trio.abc.Stream, None]:
+    """A transport to a server that speaks TLS and WebSockets."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        tls = trio.SSLStream(theirs, context, server_side=True, https_compatible=True)
+        try:
+            await tls.do_handshake()
+            await tls.receive_some()
+        except trio.BrokenResourceError:
+            pass  # the client does not like it
+        await tls.aclose()
+
+    async with background() as nursery:
+        nursery.start_soon(serve)
+        yield ours
+
+
+async def test_an_expired_certificate_is_told_so() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    expired = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+    AUTHORITY.issue_cert("localhost", not_after=expired).configure_cert(context)
+    async with tls_server(context) as transport:
+        text = await why("wss://localhost/", CLIENT_TLS, transport=transport)
+    assert text == "no TLS with localhost: certificate has expired"
+
+
+async def test_a_certificate_for_another_host_is_told_so() -> None:
+    async with tls_server() as transport:
+        text = await why("wss://other/", CLIENT_TLS, transport=transport)
+    assert text.startswith("no TLS with other: Hostname mismatch, certificate is not valid for")
+
+
+async def test_a_dot_at_the_end_of_a_host_is_no_part_of_its_certificates_name() -> None:
+    names: list[str] = []
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert("db.internal").configure_cert(context)
+    context.sni_callback = lambda _, name, __: names.append(name)
+    async with tls_server(context) as transport:  # which says nothing more
+        await why("wss://db.internal./", CLIENT_TLS, transport=transport)
+    assert names == ["db.internal"]
+
+
+@pytest.mark.parametrize("url", ["ws://db.internal./", "ws://[fe80::1%25lo]/"])
+async def test_dns_gets_the_dot_and_a_socket_the_zone(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(host: str, port: int) -> None:
+        raise OSError(f"seen {host}")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    seen = "db.internal." if "db" in url else "fe80::1%lo"
+    assert (await why(url)).endswith(f": seen {seen}")
+
+
+async def test_plain_text_where_tls_should_be_is_told_so() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    text = await why("wss://localhost/", CLIENT_TLS, transport=ours)
+    assert text == "no TLS with localhost: the server answered in plain text: ws://?"
+
+
+async def test_tls_where_plain_text_should_be_is_told_so() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(b"\x15\x03\x01\x00\x02\x02\x46")  # an alert
+    await theirs.send_eof()
+    assert await why("ws://localhost/", transport=ours) == "the server answered with TLS: wss://?"
+
+
+async def test_a_server_of_tls_that_ends_without_a_word_is_guessed_at() -> None:
+    async with tls_server() as transport:
+        assert (await why("ws://localhost/", transport=transport)).endswith(
+            "without a response; if it expects TLS: wss://?"
+        )
+
+
+async def test_a_server_that_ends_in_the_tls_handshake_is_told_so() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_eof()
+    text = await why("wss://localhost/", CLIENT_TLS, transport=ours)
+    assert text == "no TLS with localhost: the server ended the connection in the TLS handshake"
+
+
+async def test_http_2_in_tls_is_told_so() -> None:
+    server, client = (ssl.create_default_context(purpose) for purpose in reversed(ssl.Purpose))
+    AUTHORITY.issue_cert("localhost").configure_cert(server)
+    AUTHORITY.configure_trust(client)
+    for context in (server, client):
+        context.set_alpn_protocols(["h2", "http/1.1"])
+    async with tls_server(server) as transport:
+        text = await why("wss://localhost/", client, transport=transport)
+    assert text.startswith("TLS with localhost has agreed on 'h2' and not on HTTP/1.1: use an ssl")
+
+
+async def test_a_context_for_servers_is_a_handshake_error() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    text = await why("wss://localhost/", SERVER_TLS, transport=ours)
+    assert text.startswith("no TLS with localhost: ")
+    assert await theirs.receive_some() == b""
+
+
+async def test_an_ssl_context_for_a_url_without_tls_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"ssl_context must be None with a ws:// URL.*wss://h"):
+        async with open_ws_stream("ws://h/?secret", CLIENT_TLS):
+            raise AssertionError("it was opened")
+
+
+async def test_extra_headers_as_a_dict_are_a_type_error() -> None:
+    with pytest.raises(TypeError, match="extra_headers must be tuples"):
+        async with open_ws_stream("ws://h/", extra_headers={b"a": b"b"}):  # type: ignore[arg-type]
+            raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("what", ["open_ws_stream", "wrap_websocket"])
+def test_without_trio_it_is_told_that_trio_is_needed(what: str) -> None:
+    async def main() -> None:
+        manager = open_ws_stream("ws://h/") if what == "open_ws_stream" else wrap_websocket(None)  # type: ignore[arg-type]
+        async with manager:
+            raise AssertionError("it was opened")
+
+    with pytest.raises(RuntimeError, match="needs Trio"):
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize(

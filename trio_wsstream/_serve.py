@@ -185,7 +185,9 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
     async def _shake_hands(self, transport: trio.abc.Stream) -> WsByteStream | None:
         try:
-            connection, request = await _handshake.accept(transport, self._judge)
+            connection, request = await _handshake.accept(
+                transport, self._judge, max_header_size=16384
+            )
         except ConnectionRejected as rejection:
             _logger.debug("refused a client with %d", rejection.status_code)
             await _linger(transport)

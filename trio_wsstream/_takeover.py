@@ -378,3 +378,44 @@ def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | 
     # That it is empty is asked for, as an exception that says so takes as long as ten calls.
     while (now := channel.statistics()).current_buffer_used or now.tasks_waiting_send:
         yield channel.receive_nowait()
+
+
+# wsproto's handshakes, of a client and a server, which nobody uses: each connection must have one.
+_UNUSED: Final = {
+    True: wsproto.WSConnection(wsproto.ConnectionType.CLIENT).handshake,
+    False: wsproto.WSConnection(wsproto.ConnectionType.SERVER).handshake,
+}
+
+
+def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConnection:
+    """A connection before its opening handshake, which trio-websocket is not to do."""
+    inner = wsproto.WSConnection.__new__(wsproto.WSConnection)  # its own would make a handshake
+    inner.client = client
+    inner.handshake = _UNUSED[client]
+    inner.connection = None
+    connection = WebSocketConnection(transport, inner, host="", path="")
+    connection._reader_running = False
+    return connection
+
+
+def open_connection(
+    connection: WebSocketConnection,
+    path: str,
+    subprotocol: str | None,
+    handshake_headers: tuple[tuple[bytes, bytes], ...],
+    received: bytes,
+) -> None:
+    """Let the opening handshake of a `new_connection` be finished.
+
+    Args:
+      path (str), subprotocol (str or None), handshake_headers (tuple): what the connection shows.
+      received (bytes): what came behind the peer's head.
+    """
+    inner = connection._wsproto
+    kind = wsproto.ConnectionType.CLIENT if inner.client else wsproto.ConnectionType.SERVER
+    inner.connection = wsproto.connection.Connection(kind, [], received)
+    connection._path = path
+    connection._subprotocol = subprotocol
+    connection._handshake_headers = handshake_headers
+    connection._initial_request = None
+    connection._open_handshake.set()

@@ -1,0 +1,141 @@
+"""WebSocket URLs (RFC 6455, section 3): taken apart, and checked.
+
+The name of a host goes to three places, which want it in three ways: DNS (as it is, with a dot at
+its end and an IPv6 zone), the Host header (no zone: RFC 6874), and TLS (no zone, no dot:
+RFC 6066, 3). Internationalized names become ASCII by IDNA 2008 with UTS 46, before any of them.
+
+No error text here repeats more than scheme, host and port: the rest may hold secrets.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Final, NamedTuple
+
+_URL: Final = re.compile(
+    r"([^:/?#]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL
+)  # RFC 3986, B
+_AUTHORITY: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?")
+_LABEL: Final = re.compile(r"[0-9A-Za-z_]([-0-9A-Za-z_]{0,61}[0-9A-Za-z_])?")
+_MAX_NAME: Final = 253  # characters, without a dot at the end (RFC 1035, 2.3.4)
+_PORTS: Final = {"ws": 80, "wss": 443, "http": 80, "https": 443}
+
+
+class Url(NamedTuple):
+    """A WebSocket URL, taken apart.
+
+    Attributes:
+      is_secure (bool): whether it is ``wss``.
+      host (str), port (int): where to connect to. ASCII; with a zone, or a dot at the end.
+      authority (str): for the Host header: the port is named only if it is not the scheme's.
+      server_name (str): for TLS.
+      resource (str): path and query.
+    """
+
+    is_secure: bool
+    host: str
+    port: int
+    authority: str
+    server_name: str
+    resource: str
+
+
+def parse_url(url: object) -> Url:
+    """Take a ``ws`` or ``wss`` URL apart.
+
+    Raises:
+      ValueError: it is none. The text says what is wrong with it.
+      TypeError: it is no str.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, not a {type(url).__name__}")
+    match = _URL.fullmatch(url)
+    scheme = match[1].lower() if match else ""
+    if match is None or scheme not in ("ws", "wss"):
+        raise ValueError("url must begin with ws:// or wss://")
+    _, authority, path, query, fragment = match.groups()
+    if "@" in authority:
+        raise ValueError(
+            "url must have no user and password; "
+            "send an Authorization header by extra_headers in their place"
+        )
+    about = f"{scheme}://{authority}"[:300]
+    for character in url:
+        if character <= " " or character == "\x7f":
+            raise ValueError(f"url must have no {_name_of(character)} in it: {about!r}")
+    if fragment is not None:
+        raise ValueError(f"url must have no fragment (#...): {about!r}")
+    resource = (path or "/") + (query or "")
+    if not re.fullmatch("[!-~]*", resource):
+        raise ValueError(f"url must have its path and query percent-encoded: {about!r}")
+    host, port = split_authority(scheme, authority)
+    bare = host.partition("%")[0]
+    named = f"[{bare}]" if ":" in bare else bare
+    if port != _PORTS[scheme]:
+        named = f"{named}:{port}"
+    return Url(scheme == "wss", host, port, named, bare.rstrip("."), resource)
+
+
+def split_authority(scheme: str, authority: str) -> tuple[str, int]:
+    """Host, in ASCII, and port of a URL's authority, which has no user.
+
+    Raises:
+      ValueError: it has none.
+    """
+    about = f"{scheme}://{authority}"[:300]
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None:
+        raise ValueError(f"url must have a host, and perhaps :port behind it: {about!r}")
+    host, digits = match.groups()
+    if not host:
+        raise ValueError(f"url must have a host: {about!r}")
+    port = int(digits) if digits and len(digits) < 7 else _PORTS[scheme] if not digits else 0
+    if not 1 <= port <= 65535:
+        raise ValueError(f"url must have a port from 1 to 65535: {about!r}")
+    if host.startswith("["):
+        return _check_address(host[1:-1], about), port
+    return _check_name(host, about), port
+
+
+def _name_of(character: str) -> str:
+    return {" ": "space", "\t": "tab", "\n": "newline", "\r": "newline"}.get(
+        character, "control character"
+    )
+
+
+def _check_address(address: str, about: str) -> str:
+    """An IPv6 address, and ``%`` and its zone, if it has one. In a URL it is ``%25`` (RFC 6874)."""
+    bare, percent, zone = address.partition("%")
+    if zone.startswith("25") and len(zone) > 2:
+        zone = zone[2:]
+    try:
+        socket.inet_pton(socket.AF_INET6, bare)
+    except (OSError, ValueError):
+        raise ValueError(f"url must have an IPv6 address in its brackets: {about!r}") from None
+    if percent and not re.fullmatch(r"[-.~_0-9A-Za-z]+", zone):
+        raise ValueError(f"url must have the name of an interface behind %25: {about!r}")
+    return bare + percent + zone
+
+
+def _check_name(name: str, about: str) -> str:
+    """The name of a host, or an IPv4 address, in ASCII (RFC 5890, UTS 46)."""
+    if not name.isascii():
+        import idna  # most names do not need it
+
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError(f"url must have a host that is a name: {about!r}: {error}") from error
+    name = name.lower()
+    bare = name.removesuffix(".")
+    if len(bare) > _MAX_NAME:
+        raise ValueError(f"url must have a host of at most {_MAX_NAME} characters: {about!r}")
+    for label in bare.split("."):
+        if len(label) > 63:
+            raise ValueError(
+                f"url must have a host with at most 63 characters between its dots: {about!r}"
+            )
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f"url must have a host that is a name: {about!r}")
+    return name

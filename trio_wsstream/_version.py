@@ -1,0 +1,3 @@
+"""The version, which ``pyproject.toml`` takes from here."""
+
+VERSION = "0.1.0"
