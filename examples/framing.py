@@ -99,7 +99,7 @@ async def handle(stream: WsByteStream) -> None:
 async def main() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(serve_ws, handle, "127.0.0.1", 0)
-        port = listeners[0].transport_listener.socket.getsockname()[1]
+        port = listeners[0].port
         url = f"ws://127.0.0.1:{port}"
 
         async with open_ws_stream(f"{url}/messages") as stream:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import trio
 from trio_websocket import HandshakeError
@@ -20,10 +21,9 @@ PATIENCE = 30.0  # seconds
 
 async def serve_until_signal(
     handler: Callable[[WsByteStream], Awaitable[object]],
-    host: str,
-    port: int,
-    *,
+    *where: Any,
     task_status: trio.TaskStatus[list[WsListener]] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
 ) -> None:
     """`serve_ws`, until a signal has come and the last connection has ended."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -33,7 +33,11 @@ async def serve_until_signal(
                 nursery.start_soon(stop_on_signals, signals, accepting, connections)
                 with accepting:
                     await serve_ws(
-                        handler, host, port, handler_nursery=connections, task_status=task_status
+                        handler,
+                        *where,
+                        handler_nursery=connections,
+                        task_status=task_status,
+                        **options,
                     )
             nursery.cancel_scope.cancel()
 
@@ -42,11 +46,11 @@ async def stop_on_signals(
     signals: AsyncIterator[int], accepting: trio.CancelScope, connections: trio.Nursery
 ) -> None:
     await anext(signals)
-    print("server: no more connections; waiting for the open ones")
+    print("server: no more connections; waiting for the open ones", flush=True)
     accepting.cancel()
     connections.cancel_scope.deadline = trio.current_time() + PATIENCE
     await anext(signals)
-    print("server: dropping the open ones")
+    print("server: dropping the open ones", flush=True)
     connections.cancel_scope.cancel()
 
 
@@ -54,12 +58,9 @@ async def stop_on_signals(
 
 
 async def echo(stream: WsByteStream) -> None:
-    try:
-        async for chunk in stream:
-            await stream.send_all(chunk)
-        print("server: a connection has ended")
-    except trio.BrokenResourceError as error:  # raised, it would end the whole server
-        print("server:", error)
+    async for chunk in stream:
+        await stream.send_all(chunk)
+    print("server: a connection has ended")
 
 
 async def is_admitted(url: str) -> bool:
@@ -73,8 +74,7 @@ async def is_admitted(url: str) -> bool:
 async def main() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(serve_until_signal, echo, "127.0.0.1", 0)
-        port = listeners[0].transport_listener.socket.getsockname()[1]
-        url = f"ws://127.0.0.1:{port}/"
+        url = f"ws://127.0.0.1:{listeners[0].port}/"
 
         async with open_ws_stream(url) as stream:
             await stream.send_all(b"before")

@@ -124,7 +124,7 @@ async def test_shutdown_drops_connections_in_the_end(
 
 
 def url_of(listeners: list[WsListener]) -> str:
-    port = listeners[0].transport_listener.socket.getsockname()[1]
+    port = listeners[0].port
     return f"ws://127.0.0.1:{port}/"
 
 

@@ -497,9 +497,7 @@ def test_a_normal_close_is_a_clean_end(close: Close, was_open: bool) -> None:
     assert protocol.closed(close_written=True) == StreamClosed(*close, True, None)
 
 
-@pytest.mark.parametrize(
-    "code", [1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1014, 3000, 4999]
-)
+@pytest.mark.parametrize("code", [1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1014, 3000, 4999])
 @pytest.mark.parametrize("was_open", [False, True], ids=["after our Close", "open"])
 def test_any_other_close_is_an_abnormal_end_and_no_error_event(code: int, was_open: bool) -> None:
     protocol = make()

@@ -21,6 +21,7 @@ from ._events import (
     TextReceived,
     WsEvent,
 )
+from ._handshake import WsRequest
 from ._open import open_ws_stream, wrap_websocket
 from ._serve import WsListener, serve_ws
 from ._stream import WsByteStream
@@ -46,6 +47,7 @@ __all__ = [
     "WsByteStream",
     "WsEvent",
     "WsListener",
+    "WsRequest",
     "WsStreamError",
     "open_ws_stream",
     "serve_ws",

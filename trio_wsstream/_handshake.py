@@ -701,7 +701,7 @@ def make_request(
     """
     try:
         offered = tuple(subprotocols)
-        _check_subprotocols(offered)
+        check_subprotocols(offered)
         extra = check_headers(extra_headers)
         _check_extra(extra)
     except (TypeError, ValueError) as error:
@@ -719,7 +719,8 @@ def make_request(
     return Request(path, offered, key, head)
 
 
-def _check_subprotocols(subprotocols: tuple[object, ...]) -> None:
+def check_subprotocols(subprotocols: tuple[object, ...]) -> None:
+    """Raise TypeError or ValueError if they are no tokens (RFC 6455, 11.3.4)."""
     for name in subprotocols:
         if not isinstance(name, str):
             raise TypeError(f"a subprotocol must be a str, not {name!r}")

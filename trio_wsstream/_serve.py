@@ -2,8 +2,15 @@
 
 Theory of operation. `WsListener.accept` accepts transports, and starts a task for the opening
 handshake on each of them (`_pending`). One that succeeds puts its stream into `_opened`, and
-calls `accept` back from the transport's listener to return it. While nobody is in `accept`, no
-transport is accepted either, as with TCP, so all of this is bounded.
+calls `accept` back from what it waits for to return it. While nobody is in `accept`, no transport
+is accepted either, as with TCP, so all of this is bounded.
+
+A burst must slow the server down, and silent clients must not keep others out. So while
+`max_pending` handshakes are under way, further clients wait in the kernel's backlog. The oldest
+handshake is dropped for one of them, but only when it has had a fair time (`_patience`): twice
+what handshakes take at present, and two seconds at the least. A server that is short of processor
+time, or whose clients are far away, thus waits for longer, and drops nobody who is nearly done;
+a client that says nothing goes after two seconds.
 
 A client that is refused gets an HTTP response; then our side of the transport is closed and what
 still comes is dropped for a moment, so that no reset overtakes the response. Whatever happens in
@@ -13,28 +20,77 @@ a handshake stays in its task.
 from __future__ import annotations
 
 import collections
+import contextlib
+import errno
+import inspect
 import logging
 import operator
+import re
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Final, NoReturn
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
+import attrs
 import trio
-from trio_websocket import ConnectionRejected, HandshakeError, WebSocketRequest
+from trio_websocket import ConnectionRejected, Endpoint, HandshakeError
 
 from . import _handshake
 from ._config import StreamConfig, check_config, check_seconds, check_several
+from ._handshake import (
+    Headers,
+    HttpAnswered,
+    HttpHook,
+    WsRequest,
+    check_subprotocols,
+    reason_of,
+    refusal,
+)
 from ._open import open_nursery
-from ._stream import WsByteStream
+from ._stream import WsByteStream, endpoints, is_end_of
 
-Headers = Iterable[tuple[bytes, bytes]]
-AcceptHook = Callable[[WebSocketRequest], Awaitable[Headers | None]]
+AcceptHook = Callable[[WsRequest], Awaitable[Iterable[tuple[bytes, bytes]] | None]]
+RefusedHook = Callable[[Endpoint | str, int | None, str], object]
 Handler = Callable[[WsByteStream], Awaitable[object]]
+ErrorHook = Callable[[WsByteStream, Exception], object]
 
 _LINGER: Final = 2.0  # seconds, for a client that was refused to read why and to hang up
+_FAIR_TIME: Final = 2.0  # seconds that an opening handshake has, however many others wait
+_MAX_PENDING: Final = 1024
+_MAX_HEADER_SIZE: Final = 16384  # bytes
+_OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _logger = logging.getLogger(__name__)
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """An opening handshake that is under way, and what is known of its client."""
+
+    remote: Endpoint | str
+    began_at: float
+    scope: trio.CancelScope
+    why: str
+    """The reason, once the scope is cancelled."""
+    has_answer: bool = False
+    path: str | None = None
+    origin: str | None = None
+
+    def drop(self, why: str) -> None:
+        self.why = why
+        self.scope.cancel()
+
+    def look_at(self, target: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep what the log tells of a request: no query, no user, and no header but Origin."""
+        with contextlib.suppress(ValueError):
+            self.path = _path_of(target)
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        self.origin = ", ".join(origins) or None
+
+    def __str__(self) -> str:
+        said = "" if self.path is None else f", path {self.path!r}, origin {self.origin!r}"
+        return f"{self.remote}{said}"
 
 
 class WsListener(trio.abc.Listener[WsByteStream]):
@@ -47,7 +103,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     Opening handshakes run side by side. A client that is silent, slow or no WebSocket client
     delays nobody, and never makes `accept` raise. One that is refused gets an HTTP response: 400
     if its request is no opening handshake (RFC 6455, 4.2.1), 426 for another version, 403 for its
-    origin, 404 for its path, or what ``accept`` says.
+    origin, 404 for its path, 431 for headers that are too long, or what ``accept`` says.
 
     Args:
       transport_listener (trio.abc.Listener): whose streams are taken.
@@ -55,24 +111,41 @@ class WsListener(trio.abc.Listener[WsByteStream]):
           cancellation drops all of them.
       subprotocols (iterable of str): the server's, best first. The first that the client
           offers is chosen; if there is none, the connection has none (RFC 6455, 4.2.2).
-      allowed_origins (collection of str or None): the values of the Origin header that are
-          admitted; None among them admits clients that send none, which are no browsers. None
-          admits all: then any web page may have its visitors' browsers connect here, with their
-          cookies (cross-site WebSocket hijacking; RFC 6455, 10.2).
-      path (str or None): the only path that is served; None: all are. The query is not compared.
+      allowed_origins (iterable of str or None): the values of the Origin header that are
+          admitted, as browsers send them (RFC 6454, 6.2: ``"https://example.com"``); None among
+          them admits clients that send none, which are no browsers. None admits all: then any
+          web page may have its visitors' browsers connect here, with their cookies (cross-site
+          WebSocket hijacking; RFC 6455, 10.2).
+      path (str or None): the only path that is served, percent-encoded; None: all are. The query
+          is not compared.
       connect_timeout (float): seconds for an opening handshake, TLS included.
-      max_pending (int): how many opening handshakes may be under way; one more drops the oldest.
+      max_pending (int): how many opening handshakes may be under way. While that many are,
+          further clients wait in the kernel's backlog, and the oldest handshake is dropped for
+          one of them when it has taken 2 seconds, and twice as long as others do at present.
+      max_header_size (int): bytes that a request may have, without a body (431; RFC 6585, 5).
       config (StreamConfig): the settings of the streams.
-      accept: an async function that is called with the `trio_websocket.WebSocketRequest` that is
-          about to be accepted. It returns headers (tuples of bytes) for the response, or None. It
-          refuses by raising `trio_websocket.ConnectionRejected` with a status, headers and a
-          body. Any other exception is logged, and refuses with 500.
+      accept: an async function that is called with the `WsRequest` (a
+          `trio_websocket.WebSocketRequest`) that is about to be accepted. It returns headers
+          (tuples of bytes) for the response, or None. It refuses by raising
+          `trio_websocket.ConnectionRejected` with a status, headers and a body. Any other
+          exception is logged, and refuses with 500. What it leaves in ``request.state`` is
+          there as ``stream.state``.
+      http: an async function that is called with method, path (with the query) and headers of a
+          request that is no opening handshake: a load balancer's health check, say. It returns
+          status, headers and body of the response, or None to refuse the request as usual.
+      on_refused: a function, not async, that is called with ``(remote, status, reason)`` for each
+          client that was refused or whose opening handshake failed: its address as in
+          ``stream.remote``, the status of the response (None if there was none), and the reason
+          in words. What it raises is logged and goes no further.
 
     Raises:
-      ValueError, TypeError: an argument is none of these.
+      ValueError, TypeError: an argument is none of these. An origin or a path that no client
+          can send is a ValueError.
 
     Attributes:
       transport_listener (trio.abc.Listener): as given.
+      addresses (tuple): what ``getsockname()`` says of the socket beneath, through TLS or not:
+          for TCP ``(host, port)``, with two more items for IPv6. Empty where there is no socket.
     """
 
     def __init__(
@@ -81,37 +154,57 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         nursery: trio.Nursery,
         *,
         subprotocols: Iterable[str] = (),
-        allowed_origins: Collection[str | None] | None = None,
+        allowed_origins: Iterable[str | None] | None = None,
         path: str | None = None,
         connect_timeout: float = 10.0,
-        max_pending: int = 128,
+        max_pending: int = _MAX_PENDING,
+        max_header_size: int = _MAX_HEADER_SIZE,
         config: StreamConfig = StreamConfig(),
         accept: AcceptHook | None = None,
+        http: HttpHook | None = None,
+        on_refused: RefusedHook | None = None,
     ) -> None:
-        check_several("subprotocols", subprotocols)
-        check_several("allowed_origins", allowed_origins)
-        if not isinstance(path, str | None):
-            raise TypeError(f"path must be a str or None, not {path!r}")
-        if path is not None and (not path.startswith("/") or "?" in path or "#" in path):
-            raise ValueError(f"path must begin with / and have no query, not {path!r}")
         check_seconds("connect_timeout", connect_timeout)
-        if operator.index(max_pending) < 1:
-            raise ValueError(f"max_pending must be at least 1, not {max_pending!r}")
         check_config(config)
         self.transport_listener = transport_listener
+        self.addresses: tuple[Any, ...] = _addresses(transport_listener)
         self._nursery = nursery
+        check_several("subprotocols", subprotocols)
         self._subprotocols = tuple(subprotocols)
-        self._allowed_origins = None if allowed_origins is None else frozenset(allowed_origins)
-        self._path = path
+        check_subprotocols(self._subprotocols)
+        self._allowed_origins = _checked_origins(allowed_origins)
+        self._path = _checked_path(path)
         self._connect_timeout = connect_timeout
-        self._max_pending = max_pending
+        self._max_pending = _checked_count("max_pending", max_pending)
+        self._max_header_size = _checked_count("max_header_size", max_header_size)
         self._config = config
-        self._hook = accept
-        self._pending: dict[trio.CancelScope, None] = {}  # oldest first
+        self._hook = _checked_function("accept", accept, is_async=True)
+        self._http = _checked_function("http", http, is_async=True)
+        self._on_refused = _checked_function("on_refused", on_refused)
+        self._pending: dict[_Pending, None] = {}  # oldest first
+        self._took: collections.deque[float] = collections.deque(maxlen=15)  # seconds
         self._opened: collections.deque[WsByteStream] = collections.deque()
         self._is_closed = False
         self._is_accepting = False
-        self._accepting = trio.CancelScope()  # of the transport listener's accept
+        self._accepting = trio.CancelScope()  # of what accept waits for
+        self._has_warned_of_h2 = False
+
+    def __repr__(self) -> str:
+        where = ", ".join(map(str, self.addresses)) or repr(self.transport_listener)
+        state = "closed" if self._is_closed else f"{len(self._pending)} opening"
+        return f"<WsListener on {where}: {state}>"
+
+    @property
+    def port(self) -> int:
+        """The TCP port that the kernel has chosen, or that was asked for.
+
+        Raises:
+          RuntimeError: there is no TCP socket beneath.
+        """
+        for address in self.addresses:
+            if isinstance(address, tuple) and isinstance(address[0], str):
+                return int(address[1])
+        raise RuntimeError(f"a listener that is not on TCP has no port: {self!r}")
 
     async def accept(self) -> WsByteStream:
         """Wait for a client that has finished its opening handshake. First come, first served.
@@ -132,7 +225,12 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             await trio.lowlevel.checkpoint()
             while not self._opened:
                 with trio.CancelScope() as self._accepting:
-                    await self._begin(await self.transport_listener.accept())
+                    if self._is_full():
+                        await self._wait_for_room()
+                    transport = await self._accept_transport()
+                    if self._is_full():
+                        self._drop_for_others(self._oldest())
+                    await self._begin(transport)
             return self._opened.popleft()
         finally:
             self._is_accepting = False
@@ -140,8 +238,8 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     async def aclose(self) -> None:
         """Close ``transport_listener``, and drop every client that `accept` has not returned."""
         self._is_closed = True
-        for scope in self._pending:
-            scope.cancel()
+        for pending in self._pending:
+            pending.drop("the listener was closed")
         try:
             await self.transport_listener.aclose()
         finally:
@@ -149,79 +247,154 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                 while self._opened:
                     await trio.aclose_forcefully(self._opened.popleft())
 
-    async def _begin(self, transport: trio.abc.Stream) -> None:
-        scope = trio.CancelScope(deadline=trio.current_time() + self._connect_timeout)
+    async def _accept_transport(self) -> trio.abc.Stream:
         try:
-            self._nursery.start_soon(self._open, transport, scope)
+            return await self.transport_listener.accept()
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:  # as good as max_pending, then
+                overdue_since = trio.current_time() - self._patience()
+                for pending in list(self._pending):
+                    if pending.began_at <= overdue_since:
+                        self._drop_for_others(pending)
+            raise
+
+    def _is_full(self) -> bool:
+        return len(self._pending) >= self._max_pending
+
+    def _oldest(self) -> _Pending:
+        return next(iter(self._pending))
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the oldest handshake has had a fair time, and may be dropped for another.
+
+        When one ends before that, `accept` is called back from here, and looks again.
+        """
+        await trio.sleep_until(self._oldest().began_at + self._patience())
+        for _ in range(2):  # what has come in the meantime is looked at before
+            await trio.lowlevel.checkpoint()
+
+    def _patience(self) -> float:
+        usual = sorted(self._took)[len(self._took) // 2] if self._took else 0.0
+        return max(_FAIR_TIME, 2 * usual)
+
+    def _drop_for_others(self, pending: _Pending) -> None:
+        del self._pending[pending]
+        pending.drop("the opening handshake took too long, and others were waiting")
+
+    async def _begin(self, transport: trio.abc.Stream) -> None:
+        now = trio.current_time()
+        pending = _Pending(
+            remote=endpoints(transport)[1],
+            began_at=now,
+            scope=trio.CancelScope(deadline=now + self._connect_timeout),
+            why=f"the opening handshake took more than {self._connect_timeout} seconds",
+        )
+        try:
+            self._nursery.start_soon(self._open, transport, pending)
         except RuntimeError:  # the nursery has ended
             await trio.aclose_forcefully(transport)
             raise
-        self._pending[scope] = None
+        self._pending[pending] = None
         if self._is_closed:  # while this one was accepted
-            scope.cancel()
-        if len(self._pending) > self._max_pending:
-            oldest = next(iter(self._pending))
-            oldest.cancel()
-            del self._pending[oldest]
+            pending.drop("the listener was closed")
 
-    async def _open(self, transport: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    async def _open(self, transport: trio.abc.Stream, pending: _Pending) -> None:
         """One client's opening handshake. Raises nothing but `trio.Cancelled`."""
         stream: WsByteStream | None = None
         try:
             try:
-                with scope:
-                    stream = await self._shake_hands(transport)
+                with pending.scope:
+                    stream = await self._shake_hands(transport, pending)
             finally:
-                self._pending.pop(scope, None)
+                self._pending.pop(pending, None)
                 if stream is None:
                     await trio.aclose_forcefully(transport)
         except (HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            _logger.debug("an opening handshake failed: %r", error)
-        except Exception:
+            why = str(error) or str(error.__cause__ or "")
+            self._tell_refused(pending, None, why or "the client broke the connection")
+        except Exception as error:
             _logger.exception("an opening handshake failed")
+            self._tell_refused(pending, None, f"the server failed: {type(error).__name__}")
         if stream is not None:
             self._opened.append(stream)
-            self._accepting.cancel()
+        elif pending.scope.cancelled_caught and not pending.has_answer:
+            self._tell_refused(pending, None, pending.why)
+        if self._opened or len(self._pending) == self._max_pending - 1:
+            self._accepting.cancel()  # it waits for either of these
 
-    async def _shake_hands(self, transport: trio.abc.Stream) -> WsByteStream | None:
+    async def _shake_hands(
+        self, transport: trio.abc.Stream, pending: _Pending
+    ) -> WsByteStream | None:
+        if isinstance(transport, trio.SSLStream):
+            await transport.do_handshake()
+            if transport.selected_alpn_protocol() == "h2":
+                self._warn_of_h2()
         try:
             connection, request = await _handshake.accept(
-                transport, self._judge, max_header_size=16384
+                transport,
+                partial(self._judge, pending),
+                max_header_size=self._max_header_size,
+                http=partial(self._answer, pending),
             )
         except ConnectionRejected as rejection:
-            _logger.debug("refused a client with %d", rejection.status_code)
+            self._note_answer(pending)
+            if not isinstance(rejection, HttpAnswered):
+                self._tell_refused(pending, rejection.status_code, reason_of(rejection))
             await _linger(transport)
             return None
+        self._note_answer(pending)
         await trio.lowlevel.checkpoint_if_cancelled()  # meanwhile, and nobody would take it
         stream = WsByteStream(connection, self._nursery, self._config)
         stream.handshake_headers = tuple(request.headers)
+        stream.state = request.state
+        _logger.debug("%s: opened for %s", connection, pending)
         return stream
 
-    async def _judge(
-        self, request: WebSocketRequest
-    ) -> tuple[str | None, list[tuple[bytes, bytes]]]:
-        try:
-            path = _path_of(request)
-        except ValueError as error:
-            raise ConnectionRejected(400, (), b"This is no path.\n") from error
-        if self._path is not None and path != self._path:
-            raise ConnectionRejected(404, (), b"There is no WebSocket here.\n")
-        if self._allowed_origins is not None and not self._is_admitted(request):
-            raise ConnectionRejected(403, (), b"This origin is not admitted.\n")
-        headers: list[tuple[bytes, bytes]] = []
-        if self._hook is not None:
+    def _note_answer(self, pending: _Pending) -> None:
+        pending.has_answer = True
+        self._took.append(trio.current_time() - pending.began_at)
+
+    def _tell_refused(self, pending: _Pending, status: int | None, reason: str) -> None:
+        _logger.debug("refused %s: %s (%s)", pending, status or "no response", reason)
+        if self._on_refused is not None:
             try:
-                headers.extend(await self._hook(request) or ())
-            except ConnectionRejected:
-                raise
-            except Exception as error:
-                _logger.exception("the accept hook of a WsListener raised")
-                raise ConnectionRejected(500, (), None) from error
+                self._on_refused(pending.remote, status, reason)
+            except Exception:
+                _logger.exception("on_refused of a WsListener raised")
+
+    def _warn_of_h2(self) -> None:
+        if not self._has_warned_of_h2:
+            self._has_warned_of_h2 = True
+            _logger.warning(
+                "%r: a client and the ssl_context have agreed on HTTP/2 (h2), in which there is "
+                "no opening handshake; call ssl_context.set_alpn_protocols(['http/1.1'])",
+                self,
+            )
+
+    async def _answer(
+        self, pending: _Pending, method: str, path: str, headers: Headers
+    ) -> tuple[int, Iterable[tuple[bytes, bytes]], bytes] | None:
+        pending.look_at(path, headers)
+        return None if self._http is None else await self._http(method, path, headers)
+
+    async def _judge(
+        self, pending: _Pending, request: WsRequest
+    ) -> tuple[str | None, Iterable[tuple[bytes, bytes]]]:
+        pending.look_at(request.path, request.headers)
+        try:
+            path = _path_of(request.path)
+        except ValueError as error:
+            raise refusal(400, "The target of the request is no path.") from error
+        if self._path is not None and path != self._path:
+            raise refusal(404, "There is no WebSocket at this path.")
+        if self._allowed_origins is not None and not self._is_admitted(request):
+            raise refusal(403, "This origin is not admitted.")
+        headers = None if self._hook is None else await self._hook(request)
         offered = request.proposed_subprotocols
         chosen = next((name for name in self._subprotocols if name in offered), None)
-        return chosen, headers
+        return chosen, headers or ()
 
-    def _is_admitted(self, request: WebSocketRequest) -> bool:
+    def _is_admitted(self, request: WsRequest) -> bool:
         assert self._allowed_origins is not None
         origins = [value.decode("latin-1") for name, value in request.headers if name == b"origin"]
         if not origins:
@@ -229,9 +402,8 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         return len(origins) == 1 and origins[0] in self._allowed_origins
 
 
-def _path_of(request: WebSocketRequest) -> str:
+def _path_of(target: str) -> str:
     """Raises ValueError for a target that is no path and no URL (RFC 9112, 3.2)."""
-    target = request.path
     if "#" in target:
         raise ValueError(f"{target!r} has a fragment")
     if target.startswith("/"):
@@ -252,26 +424,109 @@ async def _linger(transport: trio.abc.Stream) -> None:
     await transport.aclose()
 
 
+def _addresses(listener: Any) -> tuple[Any, ...]:
+    """Of the socket beneath a listener, or beneath one that lies beneath that."""
+    while not hasattr(listener, "socket") and hasattr(listener, "transport_listener"):
+        listener = listener.transport_listener
+    sock = getattr(listener, "socket", None)
+    return () if sock is None else (sock.getsockname(),)
+
+
+def _checked_count(name: str, value: int) -> int:
+    if operator.index(value) < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value
+
+
+def _checked_function(name: str, function: Any, *, is_async: bool = False) -> Any:
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} must be a function or None, not {function!r}")
+    if not is_async and inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} must be a plain function, not the async function {function!r}")
+    return function
+
+
+_ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#@\s:A-Z*]+(:[0-9]+)?")
+_IPV6_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?")
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+def _checked_origins(origins: Iterable[str | None] | None) -> frozenset[str | None] | None:
+    if origins is None:
+        return None
+    check_several("allowed_origins", origins)
+    checked = frozenset(origins)
+    for origin in checked:
+        if origin is not None:
+            _check_origin(origin)
+    return checked
+
+
+def _check_origin(origin: str) -> None:
+    """Whether it is as clients write origins (RFC 6454, 6.2); no other would ever match."""
+    if not isinstance(origin, str):
+        raise TypeError(f"allowed_origins must be strings or None, not {origin!r}")
+    scheme = origin.partition(":")[0]
+    if origin == "*":
+        hint = "; to admit every origin, leave allowed_origins out"
+    elif not origin.isascii():
+        hint = "; write the host as browsers send it, in ASCII (xn--...)"
+    elif origin.endswith(_DEFAULT_PORTS.get(scheme, "\n")):
+        hint = f"; browsers leave out the port that is the default of {scheme}"
+    elif not (_ORIGIN.fullmatch(origin) or _IPV6_ORIGIN.fullmatch(origin) or origin == "file://"):
+        hint = ", all in small letters, with no path and no slash at the end"
+    else:
+        return
+    raise ValueError(
+        f"allowed_origins must be like 'https://example.com' or 'http://localhost:8000', "
+        f"not {origin!r}, which no client sends{hint}"
+    )
+
+
+def _checked_path(path: str | None) -> str | None:
+    if not isinstance(path, str | None):
+        raise TypeError(f"path must be a str or None, not {path!r}")
+    if path is not None and (not path.startswith("/") or "?" in path or "#" in path):
+        raise ValueError(f"path must begin with / and have no query, not {path!r}")
+    if path is not None and not re.fullmatch("[!-~]*", path):
+        raise ValueError(
+            f"path must be percent-encoded as in a request, not {path!r}; "
+            f"urllib.parse.quote does that"
+        )
+    return path
+
+
 async def serve_ws(
     handler: Handler,
-    host: str | bytes | None,
-    port: int,
+    host: str | bytes | None = None,
+    port: int | None = None,
     ssl_context: ssl.SSLContext | None = None,
     *,
+    listeners: Iterable[trio.abc.Listener[trio.abc.Stream]] | None = None,
     subprotocols: Iterable[str] = (),
-    allowed_origins: Collection[str | None] | None = None,
+    allowed_origins: Iterable[str | None] | None = None,
     path: str | None = None,
     connect_timeout: float = 10.0,
-    max_pending: int = 128,
+    max_pending: int = _MAX_PENDING,
+    max_header_size: int = _MAX_HEADER_SIZE,
     config: StreamConfig = StreamConfig(),
     accept: AcceptHook | None = None,
+    http: HttpHook | None = None,
+    on_refused: RefusedHook | None = None,
+    on_error: ErrorHook | None = None,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[WsListener]] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve ``handler`` over WebSockets on TCP, as `trio.serve_tcp` does over TCP.
 
     ``handler(stream)`` runs in a task for each client. When it returns, the stream is closed;
-    when it raises an `Exception`, it is closed with 1011, and the exception goes on.
+    when it raises an `Exception`, it is closed with 1011.
+
+    What becomes of that exception: if it is the end of the stream itself, a
+    `trio.BrokenResourceError` that this stream has raised, it is logged at INFO, and nobody else
+    notices. So a handler need not catch what its own client does. Any other exception is passed
+    to ``on_error``. Without ``on_error`` it ends the server, as with `trio.serve_tcp`, because an
+    error that nobody has thought of should not pass silently.
 
     Cancelled, it stops accepting, and drops the streams too, unless ``handler_nursery`` is
     another one's: their handlers and streams go on there.
@@ -280,39 +535,57 @@ async def serve_ws(
       handler: an async function that is called with a `WsByteStream`.
       host (str, bytes or None), port (int): as of `trio.serve_tcp`. None: all interfaces.
       ssl_context (ssl.SSLContext or None): to serve ``wss``; None: ``ws``.
+      listeners (iterable of trio.abc.Listener): in place of host and port, what to serve on:
+          sockets that systemd or a parent process has opened, Unix sockets, memory. They are
+          closed when `serve_ws` ends. With ``ssl_context`` there will be TLS on each.
+      on_error: a function, not async, that is called with ``(stream, exception)`` when the
+          handler of a stream has raised, and the stream is closed. What it raises itself ends
+          the server. Its exception has its traceback: ``logger.error("...", exc_info=exception)``.
       handler_nursery (trio.Nursery or None): for the handlers and streams.
       task_status: for ``nursery.start``, which gives the list of `WsListener`.
 
       The others: as of `WsListener`.
+
+    Raises:
+      OSError: host and port cannot be listened on.
+      ValueError, TypeError: an argument is none of these.
     """
-    transport_listeners: list[trio.SocketListener] | list[trio.SSLListener[trio.SocketStream]]
-    if ssl_context is None:
-        transport_listeners = await trio.open_tcp_listeners(port, host=host)
-    else:
-        transport_listeners = await trio.open_ssl_over_tcp_listeners(
-            port, ssl_context, host=host, https_compatible=True
-        )
+    check_several("subprotocols", subprotocols)
+    check_several("allowed_origins", allowed_origins)
+    options: dict[str, Any] = {
+        "subprotocols": tuple(subprotocols),  # an iterator can be read only once
+        "allowed_origins": None if allowed_origins is None else tuple(allowed_origins),
+        "path": path,
+        "connect_timeout": connect_timeout,
+        "max_pending": max_pending,
+        "max_header_size": max_header_size,
+        "config": config,
+        "accept": accept,
+        "http": http,
+        "on_refused": on_refused,
+    }
+    _checked_function("on_error", on_error)
+    transport_listeners = await _open_listeners(host, port, ssl_context, listeners)
 
     async def handle(stream: WsByteStream) -> None:
-        async with stream:
-            await handler(stream)
+        try:
+            async with stream:
+                await handler(stream)
+        except Exception as error:
+            if is_end_of(stream, error):
+                has_traceback = _logger.isEnabledFor(logging.DEBUG)
+                _logger.info("%r ended its handler: %s", stream, error, exc_info=has_traceback)
+            elif on_error is not None:
+                on_error(stream, error)
+            else:
+                raise
 
     async with open_nursery() as nursery:
         if handler_nursery is None:
             handler_nursery = nursery
         try:
-            listeners = [
-                WsListener(
-                    transport_listener,
-                    handler_nursery,
-                    subprotocols=subprotocols,
-                    allowed_origins=allowed_origins,
-                    path=path,
-                    connect_timeout=connect_timeout,
-                    max_pending=max_pending,
-                    config=config,
-                    accept=accept,
-                )
+            ws_listeners = [
+                WsListener(transport_listener, handler_nursery, **options)
                 for transport_listener in transport_listeners
             ]
         except BaseException:
@@ -320,5 +593,45 @@ async def serve_ws(
                 await transport_listener.aclose()
             raise
         await trio.serve_listeners(
-            handle, listeners, handler_nursery=handler_nursery, task_status=task_status
+            handle, ws_listeners, handler_nursery=handler_nursery, task_status=task_status
         )
+
+
+async def _open_listeners(
+    host: str | bytes | None,
+    port: int | None,
+    ssl_context: ssl.SSLContext | None,
+    listeners: Iterable[trio.abc.Listener[trio.abc.Stream]] | None,
+) -> list[trio.abc.Listener[trio.abc.Stream]]:
+    if listeners is not None:
+        if host is not None or port is not None:
+            raise TypeError("serve_ws takes either host and port or listeners, not both")
+        opened = _checked_listeners(listeners, is_secure=ssl_context is not None)
+    elif port is None:
+        raise TypeError("serve_ws needs host and port (0: any free one), or listeners=[...]")
+    else:
+        opened = [*await trio.open_tcp_listeners(port, host=host)]
+    if ssl_context is None:
+        return opened
+    return [trio.SSLListener(each, ssl_context, https_compatible=True) for each in opened]
+
+
+def _checked_listeners(
+    listeners: Iterable[trio.abc.Listener[trio.abc.Stream]], *, is_secure: bool
+) -> list[trio.abc.Listener[trio.abc.Stream]]:
+    if isinstance(listeners, trio.abc.Listener):
+        raise TypeError(f"listeners must be several, not the single {listeners!r}: [listener]")
+    checked = list(listeners)
+    if not checked:
+        raise ValueError("listeners must not be empty: there would be nothing to serve on")
+    for listener in checked:
+        if isinstance(listener, WsListener):
+            raise TypeError(f"serve_ws makes WsListeners of listeners, and got one: {listener!r}")
+        if is_secure and isinstance(listener, trio.SSLListener):
+            raise ValueError(f"ssl_context must be None where a listener has TLS: {listener!r}")
+        if not isinstance(listener, trio.abc.Listener):
+            raise TypeError(
+                f"listeners must be trio.abc.Listeners, not {listener!r}; a listening socket "
+                "becomes one by trio.SocketListener(trio.socket.from_stdlib_socket(sock))"
+            )
+    return checked

@@ -38,6 +38,7 @@ import logging
 import math
 import operator
 import os
+import socket
 from types import SimpleNamespace, TracebackType
 from typing import Final, final
 
@@ -106,7 +107,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
       state (types.SimpleNamespace or None): what a server's ``accept=`` hook has left there for the
           handler; None where there was no such hook.
       local, remote (trio_websocket.Endpoint or str): the transport's addresses; its `repr`
-          where it has none (Unix sockets, memory).
+          where it has none (Unix sockets, AF_VSOCK, memory).
 
     ``async with stream`` closes it: with 1000 if the block ended well, with 1011 after an
     `Exception`, so that the peer never reads a clean end of half the data; after anything
@@ -164,7 +165,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self.state: SimpleNamespace | None = None
         self.local: Endpoint | str
         self.remote: Endpoint | str
-        self.local, self.remote = _endpoints(connection)
+        self.local, self.remote = endpoints(_takeover.transport_of(connection))
         try:
             nursery.start_soon(self._run)
         except RuntimeError as error:
@@ -315,7 +316,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         verdict = self._protocol.verdict
         if verdict is None:
             return b""
-        raise trio.BrokenResourceError(f"the stream broke: {verdict}") from verdict
+        raise self._marked(trio.BrokenResourceError(f"the stream broke: {verdict}")) from verdict
+
+    def _marked(self, error: Exception) -> Exception:
+        """An error for callers, which `is_end_of` knows again. An id does not keep the stream."""
+        error.__dict__["_broken_stream"] = id(self)
+        return error
 
     def _stop_receiving(self) -> None:
         """A caller stops reading: the task may have to take over."""
@@ -585,7 +591,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             with trio.move_on_after(_REASON_TIMEOUT):
                 while not (protocol.ended or self._is_full() or self.closed):
                     await self._wait_for_change()
-        return self._closing.send_error()
+        return self._marked(self._closing.send_error())
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -904,9 +910,36 @@ def _checked_close(code: int, reason: str) -> Close:
     return Close(code, reason)
 
 
-def _endpoints(connection: WebSocketConnection) -> tuple[Endpoint | str, Endpoint | str]:
-    try:
-        return connection.local, connection.remote
-    except (AttributeError, OSError, ValueError):  # an address of another kind, or none
-        name = repr(_takeover.transport_of(connection))
-        return name, name
+def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
+    """Whether ``stream`` has raised ``error`` because it broke, or it has that as its cause.
+
+    So has what a `trio.SSLStream` raises that goes over ``stream``. Of an exception group all
+    must be of that kind.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_end_of(stream, each) for each in error.exceptions)
+    while isinstance(error, trio.BrokenResourceError):
+        if error.__dict__.get("_broken_stream") == id(stream):
+            return True
+        error = error.__cause__
+    return False
+
+
+def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | str]:
+    """The local and the remote address of ``transport``, or its `repr` twice if it has none.
+
+    Only TCP has addresses that an `Endpoint` can tell: those of Unix sockets are paths, or bytes
+    that the kernel makes up, and those of AF_VSOCK are numbers of machines.
+    """
+    beneath = transport
+    while isinstance(beneath, trio.SSLStream):
+        beneath = beneath.transport_stream
+    if isinstance(beneath, trio.SocketStream):
+        sock, is_ssl = beneath.socket, beneath is not transport
+        try:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                (host, port, *_), (peer, peer_port, *_) = sock.getsockname(), sock.getpeername()
+                return Endpoint(host, port, is_ssl), Endpoint(peer, peer_port, is_ssl)
+        except OSError:  # it is not connected any more
+            pass
+    return repr(transport), repr(transport)

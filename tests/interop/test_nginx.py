@@ -122,7 +122,7 @@ async def through_nginx(
         server_port = listener.transport_listener.socket.getsockname()[1]
         async with (
             nginx(folder, server_port, tls=tls, timeout=timeout) as url,
-            open_ws_stream(url, CLIENT_TLS, config=client_config) as client,
+            open_ws_stream(url, CLIENT_TLS if tls else None, config=client_config) as client,
         ):
             yield client, await arrived.receive()
         nursery.cancel_scope.cancel()

@@ -44,12 +44,12 @@ class Program:
         self._has_ended = True
         self._news.unpark_all()
 
-    async def says(self, pattern: str) -> re.Match[str]:
-        """Wait until it has written a line in which ``pattern`` is found."""
+    async def says(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """Wait until it has written ``times`` lines in which ``pattern`` is found."""
         while True:
-            for line in self.lines:
-                if match := re.search(pattern, line):
-                    return match
+            matches = [match for line in self.lines if (match := re.search(pattern, line))]
+            if len(matches) >= times:
+                return matches[times - 1]
             assert not self._has_ended, f"it has ended without {pattern!r}: {self.lines}"
             await self._news.park()
 
