@@ -241,8 +241,7 @@ async def _start_tls(proxy: Proxy, transport: trio.abc.Stream) -> trio.abc.Strea
         )
         await tls.do_handshake()
     except (trio.BrokenResourceError, ValueError) as error:  # ValueError: of the host's name
-        reason = error.__cause__ or error
-        raise HandshakeError(f"no TLS with the proxy {proxy.address}: {reason}") from error
+        raise HandshakeError(f"no TLS with the proxy {proxy.address}: {_why(error)}") from error
     return tls
 
 
@@ -282,12 +281,15 @@ async def _receive_head(proxy: Proxy, transport: trio.abc.Stream, received: byte
       received: what has been read and not been used. It is filled from ``transport``.
     """
     searched = 0
-    while not (end := _HEAD_END.search(received, searched)) and len(received) <= _MAX_HEAD:
+    while True:
         beginning = bytes(received[:16])
         if not b"HTTP/".startswith(beginning[:5]):
             raise HandshakeError(
                 f"the proxy {proxy.address} does not speak HTTP: its answer begins {beginning!r}"
             )
+        end = _HEAD_END.search(received, searched)
+        if end or len(received) > _MAX_HEAD:
+            break
         searched = max(0, len(received) - 2)
         data = await transport.receive_some(4096)
         if not data:
@@ -345,7 +347,7 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
         raise ProxyRejected(proxy.address, _authority(host, port), None, reason) from error
     except OSError as error:  # "socks5" resolves names here
         raise HandshakeError(
-            f"{host} is not known here: {error}; socks5h asks the proxy"
+            f"{host} is not known here: {_why(error)}; socks5h asks the proxy"
         ) from error
     except trio.BrokenResourceError as error:
         raise _broken(proxy, error) from error
@@ -355,15 +357,19 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
 
 
 def _unreachable(proxy: Proxy, error: BaseException) -> HandshakeError:
-    return HandshakeError(
-        f"cannot connect to the proxy {proxy.address}: {error.__cause__ or error}"
-    )
+    return HandshakeError(f"cannot connect to the proxy {proxy.address}: {_why(error)}")
 
 
 def _broken(proxy: Proxy, error: trio.BrokenResourceError) -> HandshakeError:
-    return HandshakeError(
-        f"the connection to the proxy {proxy.address} broke: {error.__cause__ or error}"
-    )
+    return HandshakeError(f"the connection to the proxy {proxy.address} broke: {_why(error)}")
+
+
+def _why(error: BaseException) -> str:
+    """What an error of Trio stands for: the operating system's reason, or several."""
+    cause = error.__cause__ or error
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+    reasons = [getattr(each, "strerror", None) or str(each) for each in causes]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 class _AfterHead(trio.abc.ReceiveStream):
