@@ -382,7 +382,7 @@ async def test_bytes_that_come_with_the_answer_belong_to_the_tunnel(max_bytes: i
 
     async with proxy_server(handle) as port:
         stream = await open_through_proxy(Proxy("http", "127.0.0.1", port), "server.example", 8000)
-        async with stream:
+        with trio.fail_after(30):
             with trio.move_on_after(0):
                 await stream.receive_some()  # takes nothing away
             received = b""
@@ -391,6 +391,7 @@ async def test_bytes_that_come_with_the_answer_belong_to_the_tunnel(max_bytes: i
             await stream.send_all(b"question")
             assert await receive_exactly(stream, 4) == b"late"
             assert await stream.receive_some() == b""
+            await stream.aclose()
 
 
 # Refusals

@@ -306,7 +306,7 @@ async def _receive_head(proxy: Proxy, transport: trio.abc.Stream, received: byte
 
 def _why_refused(proxy: Proxy, response: h11.Response) -> str:
     reason = response.reason.decode("ascii", "replace")[:200]
-    if response.status_code != 407:
+    if response.status_code not in (401, 407):  # 401: tinyproxy, of a wrong password
         return reason
     challenges = b", ".join(
         value for name, value in response.headers if name == b"proxy-authenticate"

@@ -265,6 +265,8 @@ async def test_without_the_right_password_nothing_passes(start: Any, user_info: 
         assert error.status in (401, 407)  # 401: tinyproxy, if there is none
     if not user_info:
         assert "needs a user and a password" in str(error)
+    elif error.status is not None:
+        assert "does not accept the user and password" in str(error)
 
 
 @pytest.mark.parametrize("name", ["tinyproxy", "squid"])
