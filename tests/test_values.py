@@ -22,6 +22,7 @@ from trio_wsstream import (
     PingReceived,
     PongReceived,
     ProtocolViolation,
+    ProxyRejected,
     StreamClosed,
     StreamConfig,
     TakeoverError,
@@ -172,7 +173,12 @@ EVENTS = [
     StreamClosed(1000, "", True, ProtocolViolation(1007, "what")),
 ]
 
-VALUES = [*ERRORS, *EVENTS, StreamConfig(), StreamConfig(max_message_size=1)]
+REJECTIONS = [
+    ProxyRejected("proxy:3128", "server:443", 407, "what"),
+    ProxyRejected("proxy:3128", "server:443", None, "what"),
+]
+
+VALUES = [*ERRORS, *EVENTS, *REJECTIONS, StreamConfig(), StreamConfig(max_message_size=1)]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
@@ -313,6 +319,7 @@ PUBLIC = {
     "TakeoverError",
     "WsListener",
     "serve_ws",
+    "ProxyRejected",
 }
 
 

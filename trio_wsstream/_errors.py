@@ -2,23 +2,30 @@
 
 These are never raised in band: Trio's stream contract knows only its own errors. What
 `WsByteStream` raises is a `trio.BrokenResourceError`, whose ``__cause__`` is one of these.
-The one exception is `TakeoverError`, which its constructor raises.
+Two are raised as they are: `TakeoverError`, by its constructor, and `ProxyRejected`, by
+`open_ws_stream`.
 """
 
 from __future__ import annotations
 
+from trio_websocket import HandshakeError
 
-class WsStreamError(Exception):
-    """Everything that this library reports. Two errors are equal when type and args are."""
+
+class _Comparable(Exception):
+    """Two errors are equal when type and args are."""
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        assert isinstance(other, WsStreamError)
+        assert isinstance(other, _Comparable)
         return self.args == other.args
 
     def __hash__(self) -> int:
         return hash((type(self), self.args))
+
+
+class WsStreamError(_Comparable):
+    """Everything that this library reports of a stream. Errors are equal when type and args are."""
 
 
 class _FailTheConnection(WsStreamError):
@@ -93,3 +100,26 @@ class KeepaliveTimeout(WsStreamError):
 
 class TakeoverError(WsStreamError):
     """The connection, or the nursery, cannot be used for a stream. Nothing was touched."""
+
+
+class ProxyRejected(HandshakeError, _Comparable):
+    """The proxy refused to connect to the server. Errors are equal when type and args are.
+
+    Args:
+      proxy (str): the proxy's host and port.
+      target (str): the server's host and port.
+      status (int or None): the status of an HTTP proxy's answer (RFC 9110, 15); None from a
+          SOCKS proxy.
+      reason (str): what the proxy said, and what to do if that is known.
+    """
+
+    def __init__(self, proxy: str, target: str, status: int | None, reason: str) -> None:
+        super().__init__(proxy, target, status, reason)
+        self.proxy = proxy
+        self.target = target
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        status = "" if self.status is None else f"{self.status} "
+        return f"the proxy {self.proxy} refused to connect to {self.target}: {status}{self.reason}"

@@ -15,6 +15,7 @@ from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnectio
 
 from . import _handshake
 from ._config import StreamConfig, check_seconds, check_several
+from ._proxy import find_proxy, open_through_proxy
 from ._stream import WsByteStream
 from ._url import Url, parse_url
 
@@ -81,6 +82,7 @@ async def open_ws_stream(
     connect_timeout: float = 60.0,
     config: StreamConfig = StreamConfig(),
     transport: trio.abc.Stream | None = None,
+    proxy: str | None = None,
 ) -> AsyncGenerator[WsByteStream, None]:
     """Connect to ``url`` and yield a `WsByteStream`; left as `wrap_websocket`.
 
@@ -94,13 +96,20 @@ async def open_ws_stream(
       connect_timeout (float): seconds until a `trio_websocket.ConnectionTimeout`.
       config (StreamConfig): the settings of the stream.
       transport (trio.abc.Stream or None): what to connect over, in place of TCP to the host of
-          ``url``: a Unix socket, what a proxy gives, another `WsByteStream`. With ``wss`` there
-          will be TLS on it. It is closed with the stream, and also if the connection fails.
+          ``url``: a Unix socket, another `WsByteStream`. With ``wss`` there will be TLS on it.
+          It is closed with the stream, and also if the connection fails.
+      proxy (str or None): the URL of a proxy to connect through, with its user and password if
+          it needs them: ``http://``, ``https://``, ``socks5://`` (names are resolved here) or
+          ``socks5h://`` (by the proxy). ``"env"``: the proxy that the environment names for this
+          URL, if any. None: no proxy, which is the default because a variable that was set for
+          browsers and package installers should not send a program's streams to another host
+          unasked. ``stream.remote`` is the proxy's address.
 
     Raises:
-      trio_websocket.HandshakeError: the connection could not be opened. `ConnectionRejected`
-          and `ConnectionTimeout` are kinds of it. The text says why.
+      trio_websocket.HandshakeError: the connection could not be opened. `ConnectionRejected`,
+          `ConnectionTimeout` and `ProxyRejected` are kinds of it. The text says why.
       ValueError, TypeError: ``url`` is no WebSocket URL, or another argument is none of these.
+      ImportError: the proxy is a SOCKS proxy, and python-socks is not installed.
       RuntimeError: no Trio is running.
     """
     check_trio()
@@ -109,6 +118,9 @@ async def open_ws_stream(
         check_seconds("connect_timeout", connect_timeout)
         if not isinstance(transport, trio.abc.Stream | None):
             raise TypeError(f"transport must be a Stream, not {transport!r}")
+        if transport is not None and proxy is not None:
+            raise ValueError("proxy must be None where there is a transport to connect over")
+        via = find_proxy(proxy, "wss" if parsed.is_secure else "ws", parsed.host, parsed.port)
     except BaseException:
         if isinstance(transport, trio.abc.Stream):
             await trio.aclose_forcefully(transport)
@@ -117,7 +129,9 @@ async def open_ws_stream(
     async with open_nursery() as nursery:
         try:
             with trio.fail_after(connect_timeout):
-                if transport is None:
+                if via is not None:
+                    transport = await open_through_proxy(via, parsed.host, parsed.port)
+                elif transport is None:
                     transport = await _open_tcp(parsed)
                 try:
                     if parsed.is_secure:

@@ -56,12 +56,13 @@ class Program:
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str | Path], ready: str, **options: Any
+    command: Sequence[str | Path], ready: str | tuple[str, int], **options: Any
 ) -> AsyncGenerator[Program, None]:
     """A program, from when it says that it is ready until the block is left.
 
     Args:
-      ready: what it says then, as in `Program.says`.
+      ready: what it says then, as in `Program.says`; or a host and a port where it takes
+          connections then, for one that says nothing.
       options: of `subprocess.Popen`.
     """
     with trio.fail_after(LIMIT):
@@ -72,7 +73,10 @@ async def running(
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(program.read)
-                await program.says(ready)
+                if isinstance(ready, str):
+                    await program.says(ready)
+                else:
+                    await takes_connections(*ready)
                 yield program
                 process.terminate()
                 await process.wait()
@@ -82,6 +86,16 @@ async def running(
             with trio.CancelScope(shield=True):
                 await process.wait()
             print(f"{command[0]}:", *program.lines, sep="\n    ")
+
+
+async def takes_connections(host: str, port: int) -> None:
+    """Wait until something listens there."""
+    while True:
+        try:
+            await (await trio.open_tcp_stream(host, port)).aclose()
+            return
+        except OSError:
+            await trio.sleep(0.01)
 
 
 def free_port() -> int:

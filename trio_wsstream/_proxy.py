@@ -1,0 +1,391 @@
+"""Connecting through a proxy: HTTP CONNECT (RFC 9110, 9.3.6) or SOCKS5 (RFC 1928 and 1929).
+
+`find_proxy` decides which proxy is used, if any, from the ``proxy=`` of `open_ws_stream` and the
+environment. `open_through_proxy` connects to the proxy, asks it for a tunnel, and returns a stream
+of which each byte comes from the server. TLS with the server then goes through that stream, so that
+the proxy sees the server's name and port and nothing else.
+
+*The answer to a CONNECT is a head with no body.* Whatever follows the head of a 2xx belongs to the
+tunnel, and a Content-Length or Transfer-Encoding in it means nothing. The body of a refusal is an
+error page for people: the status and its reason phrase say the same, so it is never read, however
+long it is. Here a head is therefore cut off at its blank line and freed of both headers, and only
+then h11 parses it.
+
+*Credentials* stand in a `Proxy` only, whose ``repr`` leaves them out. No error quotes the proxy's
+URL: not even a part of it, since a password with a stray "/" in it looks like a host and a port.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+import re
+import ssl
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import attrs
+import h11
+import idna
+import trio
+from trio_websocket import HandshakeError
+
+from ._errors import ProxyRejected
+
+_logger = logging.getLogger(__name__)
+
+# "socks" is what desktops put into all_proxy. They mean any SOCKS proxy, and resolve no names.
+_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks": 1080}
+
+# Which variables are asked for a proxy, first to last: those with these names and "_proxy".
+# macOS and Windows have no variables, but a setting for SOCKS.
+_VARIABLES: Final = {"ws": ("ws", "http", "all", "socks"), "wss": ("wss", "https", "all", "socks")}
+
+_ADDRESS: Final = re.compile(  # an IPv6 address in brackets or a name; and a port
+    r"(?:\[([0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|([^\[\]:%\\]+))(?::([0-9]{0,5}))?"
+)
+
+_THEIR_PLACE: Final = "the proxy's URL, as in http://user:password@host:port"
+
+_MAX_HEAD: Final = 65536  # bytes
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_FRAMING: Final = re.compile(  # the headers that would announce a body, folded or not
+    rb"^(?:content-length|transfer-encoding)[ \t]*:.*\n(?:[ \t].*\n)*", re.IGNORECASE | re.MULTILINE
+)
+
+
+@attrs.frozen
+class Proxy:
+    """A proxy.
+
+    Args:
+      scheme (str): one of `_PORTS`.
+      host (str): a name or an address, in ASCII.
+      port (int): its port.
+      user, password (str): empty if there are none.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    user: str = attrs.field(default="", repr=False)
+    password: str = attrs.field(default="", repr=False)
+
+    @property
+    def address(self) -> str:
+        """Host and port, for messages."""
+        return _authority(self.host, self.port)
+
+    @property
+    def has_credentials(self) -> bool:
+        return bool(self.user or self.password)
+
+
+# Which proxy
+
+
+def find_proxy(proxy: str | None, scheme: str, host: str, port: int) -> Proxy | None:
+    """The proxy to use, or None to connect without one.
+
+    Args:
+      proxy (str or None): as of `open_ws_stream`.
+      scheme (str): "ws" or "wss".
+      host (str), port (int): the server's.
+
+    Raises:
+      ValueError: ``proxy``, or the environment's proxy, is no URL of a proxy.
+      TypeError: ``proxy`` is no str. It may hold a password, and so the error does not show it.
+    """
+    if proxy is None:
+        return None
+    if not isinstance(proxy, str):
+        raise TypeError(f"proxy must be a str or None, not of type {type(proxy).__name__}")
+    if proxy == "env":
+        return _from_environment(scheme, host, port)
+    return _parse(proxy, "proxy")
+
+
+def _from_environment(scheme: str, host: str, port: int) -> Proxy | None:
+    # Imported here as it brings in much that only this needs.
+    from urllib.request import getproxies, proxy_bypass
+
+    # no_proxy may name a host, or a host and a port; an IPv6 address with brackets or without.
+    name = host.rstrip(".")
+    if proxy_bypass(name) or proxy_bypass(_authority(name, port)):
+        return None
+    proxies = getproxies()
+    for variable in _VARIABLES[scheme]:
+        if url := proxies.get(variable):
+            if variable == "socks":  # macOS has "http://" here
+                url = "socks://" + url.rpartition("://")[2]
+            return _parse(url, f"{variable}_proxy in the environment")
+    return None
+
+
+def _parse(url: str, what: str) -> Proxy:
+    """
+    Args:
+      url: of the proxy. A host and a port with no scheme are those of an HTTP proxy.
+      what: where it comes from, for the errors.
+    """
+    url = url.strip()
+    if re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError(f"{what} must have no spaces and no control characters in it")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError:
+        raise ValueError(f"{what} must be a URL such as http://user:password@host:port") from None
+    if parts.scheme not in _PORTS:
+        expected = "http://, https://, socks5:// or socks5h://"
+        raise ValueError(f"{what} must begin with {expected}, not with {parts.scheme}://")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(
+            f"{what} must end after its host and port; "
+            "in user and password, '/', '?', '#' and '%' must be percent-encoded"
+        )
+    user_info, _, address = parts.netloc.rpartition("@")
+    host, port = _parse_address(address, what)
+    user, password = _parse_user_info(user_info, what)
+    if parts.scheme in ("http", "https"):
+        if ":" in user:
+            raise ValueError(f"{what} must have a user with no colon in it (RFC 7617, 2)")
+    elif user_info and not all(
+        each.isascii() and 1 <= len(each) <= 255 for each in (user, password)
+    ):
+        raise ValueError(
+            f"{what} must have a user and a password of 1 to 255 ASCII characters each, "
+            "or neither (RFC 1929)"
+        )
+    return Proxy(parts.scheme, host, port or _PORTS[parts.scheme], user, password)
+
+
+def _parse_address(address: str, what: str) -> tuple[str, int | None]:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ValueError(f"{what} must have a host, or a host and a port: host:port or [IPv6]:port")
+    port = int(match[3]) if match[3] else None
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"{what} must have a port from 1 to 65535")
+    if match[1]:
+        return match[1].replace("%25", "%", 1), port  # RFC 6874
+    try:
+        return _to_ascii(match[2]), port
+    except UnicodeError:
+        raise ValueError(f"{what} must have a host that is a valid name (IDNA 2008)") from None
+
+
+def _parse_user_info(user_info: str, what: str) -> tuple[str, str]:
+    user, _, password = user_info.partition(":")
+    try:
+        return unquote(user, errors="strict"), unquote(password, errors="strict")
+    except UnicodeError:
+        raise ValueError(
+            f"{what} must have its user and password percent-encoded in UTF-8"
+        ) from None
+
+
+def _to_ascii(host: str) -> str:
+    return host if host.isascii() else idna.encode(host, uts46=True).decode()
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# Through it
+
+
+async def open_through_proxy(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
+    """A stream to ``host`` and ``port`` through ``proxy``.
+
+    It takes as long as the proxy does: the caller has a timeout.
+
+    Raises:
+      ProxyRejected: the proxy refused.
+      trio_websocket.HandshakeError: the proxy could not be reached, or did not answer as it should.
+      ImportError: it is a SOCKS proxy, and python-socks is not installed.
+    """
+    host = _to_ascii(host.partition("%")[0])  # a zone means something on this machine only
+    _logger.debug("connecting to %s through the proxy %s", _authority(host, port), proxy.address)
+    if proxy.scheme in ("http", "https"):
+        return await _open_http(proxy, _authority(host, port))
+    return await _open_socks(proxy, host, port)
+
+
+async def _open_http(proxy: Proxy, target: str) -> trio.abc.Stream:
+    transport: trio.abc.Stream
+    try:
+        transport = await trio.open_tcp_stream(proxy.host, proxy.port)
+    except OSError as error:
+        raise _unreachable(proxy, error) from error
+    try:
+        if proxy.scheme == "https":
+            transport = await _start_tls(proxy, transport)
+        rest = await _ask_for_tunnel(proxy, transport, target)
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(transport)
+        raise _broken(proxy, error) from error
+    except BaseException:
+        await trio.aclose_forcefully(transport)
+        raise
+    return trio.StapledStream(transport, _AfterHead(rest, transport)) if rest else transport
+
+
+async def _start_tls(proxy: Proxy, transport: trio.abc.Stream) -> trio.abc.Stream:
+    """With Python's default settings: those for the server are not the proxy's business."""
+    context = ssl.create_default_context()
+    try:
+        tls = trio.SSLStream(
+            transport, context, server_hostname=proxy.host.rstrip("."), https_compatible=True
+        )
+        await tls.do_handshake()
+    except (trio.BrokenResourceError, ValueError) as error:  # ValueError: of the host's name
+        raise HandshakeError(f"no TLS with the proxy {proxy.address}: {_why(error)}") from error
+    return tls
+
+
+async def _ask_for_tunnel(proxy: Proxy, transport: trio.abc.Stream, target: str) -> bytes:
+    """Send a CONNECT and wait until it is granted; return what came after the answer's head."""
+    headers = [("Host", target), ("User-Agent", "trio-wsstream")]
+    if proxy.has_credentials:
+        credentials = base64.b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
+        headers.append(("Proxy-Authorization", f"Basic {credentials}"))
+    http = h11.Connection(h11.CLIENT)
+    request = http.send(h11.Request(method="CONNECT", target=target, headers=headers))
+    http.send(h11.EndOfMessage())
+    assert request is not None
+    await transport.send_all(request)
+    received = bytearray()
+    while True:
+        http.receive_data(await _receive_head(proxy, transport, received))
+        try:
+            response = http.next_event()
+        except h11.RemoteProtocolError:  # which quotes what it does not like, secrets or not
+            raise HandshakeError(
+                f"the proxy {proxy.address} answered with a head that is not valid HTTP"
+            ) from None
+        if isinstance(response, h11.Response):
+            break  # else it is an interim response (RFC 9110, 15.2)
+    if response.status_code >= 300:
+        raise ProxyRejected(
+            proxy.address, target, response.status_code, _why_refused(proxy, response)
+        )
+    return bytes(received)
+
+
+async def _receive_head(proxy: Proxy, transport: trio.abc.Stream, received: bytearray) -> bytes:
+    """Take the head of a response out of ``received``, without the headers that frame a body.
+
+    Args:
+      received: what has been read and not been used. It is filled from ``transport``.
+    """
+    searched = 0
+    while True:
+        beginning = bytes(received[:16])
+        if not b"HTTP/".startswith(beginning[:5]):
+            raise HandshakeError(
+                f"the proxy {proxy.address} does not speak HTTP: its answer begins {beginning!r}"
+            )
+        end = _HEAD_END.search(received, searched)
+        if end or len(received) > _MAX_HEAD:
+            break
+        searched = max(0, len(received) - 2)
+        data = await transport.receive_some(4096)
+        if not data:
+            raise HandshakeError(f"the proxy {proxy.address} hung up before it had answered")
+        received += data
+    if end is None or end.end() > _MAX_HEAD:
+        raise HandshakeError(
+            f"the proxy {proxy.address} answered with a head of more than {_MAX_HEAD} bytes"
+        )
+    head = bytes(received[: end.end()])
+    del received[: end.end()]
+    return _FRAMING.sub(b"", head)
+
+
+def _why_refused(proxy: Proxy, response: h11.Response) -> str:
+    reason = response.reason.decode("ascii", "replace")[:200]
+    if response.status_code not in (401, 407):  # 401: tinyproxy, of a wrong password
+        return reason
+    challenges = b", ".join(
+        value for name, value in response.headers if name == b"proxy-authenticate"
+    )
+    if challenges and not re.search(rb"\bbasic\b", challenges, re.IGNORECASE):
+        hint = "it offers no Basic authentication, and no other kind is supported"
+    elif proxy.has_credentials:
+        hint = "it does not accept the user and password in the proxy's URL"
+    else:
+        hint = f"it needs a user and a password: put them into {_THEIR_PLACE}"
+    return f"{reason}; {hint}"
+
+
+async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
+    try:
+        from python_socks import ProxyConnectionError, ProxyError, ProxyType
+        from python_socks.async_.trio.v2 import Proxy as SocksProxy
+    except ImportError as error:
+        raise ImportError(
+            "a SOCKS proxy needs python-socks: pip install 'trio-wsstream[socks]'"
+        ) from error
+    client = SocksProxy(
+        ProxyType.SOCKS5,
+        proxy.host,
+        proxy.port,
+        proxy.user,
+        proxy.password,
+        rdns=proxy.scheme != "socks5",
+    )
+    try:
+        stream = await client.connect(host, port, timeout=math.inf)
+    except ProxyConnectionError as error:
+        raise _unreachable(proxy, error.__cause__ or error) from error
+    except ProxyError as error:
+        reason = str(error)
+        if error.error_code is None and not proxy.has_credentials:
+            reason += f"; if it needs a user and a password, put them into {_THEIR_PLACE}"
+        raise ProxyRejected(proxy.address, _authority(host, port), None, reason) from error
+    except OSError as error:  # "socks5" resolves names here
+        raise HandshakeError(
+            f"{host} is not known here: {_why(error)}; socks5h asks the proxy"
+        ) from error
+    except trio.BrokenResourceError as error:
+        raise _broken(proxy, error) from error
+    except ValueError as error:  # its answer cannot be decoded
+        raise HandshakeError(f"the proxy {proxy.address} does not speak SOCKS5") from error
+    return stream.trio_stream
+
+
+def _unreachable(proxy: Proxy, error: BaseException) -> HandshakeError:
+    return HandshakeError(f"cannot connect to the proxy {proxy.address}: {_why(error)}")
+
+
+def _broken(proxy: Proxy, error: trio.BrokenResourceError) -> HandshakeError:
+    return HandshakeError(f"the connection to the proxy {proxy.address} broke: {_why(error)}")
+
+
+def _why(error: BaseException) -> str:
+    """What an error of Trio stands for: the operating system's reason, or several."""
+    cause = error.__cause__ or error
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+    reasons = [getattr(each, "strerror", None) or str(each) for each in causes]
+    return "; ".join(dict.fromkeys(reasons))
+
+
+class _AfterHead(trio.abc.ReceiveStream):
+    """The bytes that came together with the proxy's answer, and then those that come after them."""
+
+    def __init__(self, rest: bytes, transport: trio.abc.Stream) -> None:
+        self._rest = rest
+        self._transport = transport
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self._rest:
+            return await self._transport.receive_some(max_bytes)
+        await trio.lowlevel.checkpoint()
+        count = len(self._rest) if max_bytes is None else max_bytes
+        data, self._rest = self._rest[:count], self._rest[count:]
+        return data
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
