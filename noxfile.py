@@ -1,6 +1,6 @@
 """The sessions of nox.
 
-``nox`` alone runs the tests on every Python that is installed, lint, types and the examples.
+``nox`` alone runs the tests on every Python that is installed, lint, types, the examples and docs.
 ``nox -l`` lists all sessions. ``nox -s NAME`` runs one of them.
 """
 
@@ -20,7 +20,7 @@ AUTOBAHN = "autobahntestsuite==25.10.1"
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["tests", "lint", "types", "examples"]
+nox.options.sessions = ["tests", "lint", "types", "examples", "docs"]
 
 NO_TIMEOUT = ["-o", "faulthandler_timeout=0"]  # for sessions in which one test runs for minutes
 
@@ -54,6 +54,30 @@ def examples(session: nox.Session) -> None:
     session.install(".", "tricycle")
     for example in sorted(Path("examples").glob("*.py")):
         session.run("python", str(example))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation in docs/_build/html. A warning or a broken reference is an error."""
+    session.install(".[docs,anyio]")
+    session.run(
+        "sphinx-build", "-E", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html"
+    )
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist, check what they contain, and use the wheel without this directory."""
+    session.install("build", "twine")
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    wheel, sdist = sorted(map(str, dist.iterdir()), reverse=True)
+    session.run("twine", "check", "--strict", wheel, sdist)
+    session.run("python", "tests/packaging_contents.py", wheel, sdist)
+    session.install(wheel)
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-W", "error", "-c", "import trio_wsstream")
 
 
 @nox.session
