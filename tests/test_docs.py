@@ -26,7 +26,8 @@ import trio
 import trio_wsstream
 from trio_wsstream import StreamConfig, WsEvent, WsStreamError
 
-from .pairs import background, stream_pair
+from .support.pairs import stream_pair
+from .support.tasks import background
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.rst")), *sorted((ROOT / "docs").rglob("*.rst"))]
