@@ -67,17 +67,25 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build wheel and sdist, check what they contain, and use the wheel without this directory."""
+    """Build wheel and sdist twice, check their contents, and run the sdist's fast tests."""
     session.install("build", "twine")
-    dist = Path(session.create_tmp()) / "dist"
-    shutil.rmtree(dist, ignore_errors=True)
-    session.run("python", "-m", "build", "--outdir", str(dist))
-    wheel, sdist = sorted(map(str, dist.iterdir()), reverse=True)
-    session.run("twine", "check", "--strict", wheel, sdist)
-    session.run("python", "tests/packaging_contents.py", wheel, sdist)
-    session.install(wheel)
-    with session.chdir(session.create_tmp()):
+    tmp = Path(session.create_tmp())
+    builds = [tmp / "once", tmp / "twice"]
+    for folder in builds:
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
+    wheel, sdist = (next(builds[0].glob(kind)) for kind in ("*.whl", "*.tar.gz"))
+    for file in wheel, sdist:
+        if file.read_bytes() != (builds[1] / file.name).read_bytes():
+            session.error(f"building {file.name} twice gives two different files")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("python", "tests/packaging_contents.py", str(wheel), str(sdist))
+    shutil.unpack_archive(sdist, tmp, filter="data")
+    session.install(f"{wheel}[test]")
+    with session.chdir(tmp / sdist.name.removesuffix(".tar.gz")):
+        shutil.rmtree("trio_wsstream")  # so that the tests import the wheel
         session.run("python", "-W", "error", "-c", "import trio_wsstream")
+        session.run("python", "-m", "pytest", "-q", "-n", "auto", "-m", "not slow")
 
 
 @nox.session
