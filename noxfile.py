@@ -1,6 +1,7 @@
-"""``nox`` runs the tests on every Python that is installed, lint, types and the examples.
+"""The sessions of nox.
 
-``nox -l`` lists the other sessions.
+``nox`` alone runs the tests on every Python that is installed, lint, types, the examples and docs.
+``nox -l`` lists all sessions. ``nox -s NAME`` runs one of them.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ AUTOBAHN = "autobahntestsuite==25.10.1"
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["tests", "lint", "types", "examples"]
+nox.options.sessions = ["tests", "lint", "types", "examples", "docs"]
 
-NO_TIMEOUT = ["-o", "faulthandler_timeout=0"]  # for sessions whose single tests run long
+NO_TIMEOUT = ["-o", "faulthandler_timeout=0"]  # for sessions in which one test runs for minutes
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
-    """The test suite, with those of the peers that are there."""
+    """Run the test suite. Tests that need a program which is not installed are skipped."""
     session.install(".[test]")
     session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, and the same format everywhere."""
+    """Check the style and the format of the code."""
     session.install(".[lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -41,7 +42,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """The types within, and of the public names."""
+    """Check the types inside the package, and that every public name has one."""
     session.install(".[types]")
     session.run("mypy")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "trio_wsstream")
@@ -49,15 +50,47 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Every example runs and exits with 0; ``tunnel.py``, a tool, shows its help."""
+    """Run every example. Each must exit with 0."""
     session.install(".", "tricycle")
     for example in sorted(Path("examples").glob("*.py")):
         session.run("python", str(example))
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation in docs/_build/html. A warning or a broken reference is an error."""
+    session.install(".[docs,anyio]")
+    session.run(
+        "sphinx-build", "-E", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html"
+    )
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist twice, check their contents, and run the sdist's fast tests."""
+    session.install("build", "twine")
+    tmp = Path(session.create_tmp())
+    builds = [tmp / "once", tmp / "twice"]
+    for folder in builds:
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
+    wheel, sdist = (next(builds[0].glob(kind)) for kind in ("*.whl", "*.tar.gz"))
+    for file in wheel, sdist:
+        if file.read_bytes() != (builds[1] / file.name).read_bytes():
+            session.error(f"building {file.name} twice gives two different files")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("python", "tests/packaging_contents.py", str(wheel), str(sdist))
+    shutil.unpack_archive(sdist, tmp, filter="data")
+    session.install(f"{wheel}[test]")
+    with session.chdir(tmp / sdist.name.removesuffix(".tar.gz")):
+        shutil.rmtree("trio_wsstream")  # so that the tests import the wheel
+        session.run("python", "-W", "error", "-c", "import trio_wsstream")
+        session.run("python", "-m", "pytest", "-q", "-n", "auto", "-m", "not slow")
+
+
+@nox.session
 def interop(session: nox.Session) -> None:
-    """Other WebSocket programs at the other end: docs/peers.rst. First: .ci/install-peers."""
+    """Run the tests with other WebSocket programs (docs/peers.rst), after .ci/install-peers."""
     session.install(".[test,interop]")
     if shutil.which("npm"):
         with session.chdir("tests/interop"):
@@ -67,7 +100,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def schedules(session: nox.Session) -> None:
-    """The tests under twenty orders of tasks; a number and more arguments are for another count."""
+    """Run the tests with 20 random orders of tasks; ``-- 100`` runs them with 100."""
     session.install(".[test]")
     count, *rest = session.posargs or ["20"]
     for seed in range(int(count)):
@@ -76,7 +109,7 @@ def schedules(session: nox.Session) -> None:
 
 @nox.session
 def stateful(session: nox.Session) -> None:
-    """Injected faults, and both ends in any order of calls: 5000 cases of each. Ten minutes."""
+    """Inject faults, and call both ends in random order: 5000 cases of each, in ten minutes."""
     session.install(".[test]")
     files = ["tests/test_stateful.py", "tests/test_faults.py"]
     session.run("python", "-m", "pytest", "--hypothesis-profile=long", *NO_TIMEOUT, *files)
@@ -84,7 +117,7 @@ def stateful(session: nox.Session) -> None:
 
 @nox.session
 def floods(session: nox.Session) -> None:
-    """A million frames of each kind, to a server. Ten minutes."""
+    """Send a million frames of each kind to a server. This takes ten minutes."""
     session.install(".[test]")
     command = ["python", "-m", "pytest", "--flood=1000000", *NO_TIMEOUT, "tests/test_floods.py"]
     session.run(*command, "-k", "server", *session.posargs)
@@ -92,14 +125,14 @@ def floods(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Throughput, round trips, memory: ratios to a bare TCP stream. Takes some minutes."""
+    """Measure throughput, round trips and memory beside a bare TCP stream, in some minutes."""
     session.install(".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
 def many(session: nox.Session) -> None:
-    """As many connections at once as the limit of open files allows; ``-- --pairs 1000``."""
+    """Open as many connections as the limit of files allows; ``-- --pairs 1000`` opens 1000."""
     session.install(".")
     for side in ("client", "server"):
         session.run("python", "-m", "benchmarks.many", "--close", side, *session.posargs)
@@ -107,18 +140,18 @@ def many(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Fifteen minutes of connections that come and go, and nothing left; ``-- --minutes 1``."""
+    """Open and end connections for 15 minutes, then find what is left; ``-- --minutes 1``."""
     session.install(".[test]")
     session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 @nox.session
 def autobahn(session: nox.Session) -> None:
-    """The Autobahn Testsuite, in both roles: docs/autobahn.rst. It needs a Python 2.7."""
+    """Run the Autobahn Testsuite as client and as server (docs/autobahn.rst), with a Python 2.7."""
     python2 = find_python2()
     if python2 is None:
-        session.skip("the Autobahn Testsuite needs a Python 2.7, and there is none")
-    session.install(".", "virtualenv<20.22")  # the last that makes environments of Python 2.7
+        session.skip("the Autobahn Testsuite needs Python 2.7, and no Python 2.7 was found")
+    session.install(".", "virtualenv<20.22")  # Later versions cannot make an environment for 2.7.
     environment = Path(session.create_tmp()) / "python2"
     session.run("python", "-m", "virtualenv", "--quiet", "-p", python2, str(environment))
     python2 = str(environment / "bin" / "python")
@@ -128,7 +161,7 @@ def autobahn(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz each target, guided by coverage, for 60 seconds; ``nox -s fuzz -- 300`` for 300."""
+    """Fuzz each target, guided by coverage, for 60 seconds; ``-- 300`` takes 300 seconds."""
     session.install(".[test,fuzz]")
     seconds = session.posargs[0] if session.posargs else "60"
     for target in "decoder", "protocol", "takeover":
@@ -138,7 +171,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def guard(session: nox.Session) -> None:
-    """Each supported trio-websocket and wsproto; and the tests with the lowest of everything."""
+    """Test each supported trio-websocket and wsproto, and the lowest versions of everything."""
     session.install(".[test]")
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     supported = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
@@ -149,14 +182,14 @@ def guard(session: nox.Session) -> None:
     session.install(
         *(f"{name}=={next(iter(bounds)).version}" for name, bounds in supported.items())
     )
-    # Those left out need a newer websockets as a peer.
+    # The tests left out need a newer websockets at the other end.
     peers = ["--ignore=tests/test_differential.py", "--ignore=tests/interop"]
     peers += ["-k", "not client_of_websockets"]
     session.run("python", "-m", "pytest", "-q", *peers)
 
 
 def releases(session: nox.Session, name: str, supported: dict[str, SpecifierSet]) -> list[str]:
-    """All that pip finds of a package, in the supported range."""
+    """Return all versions of a package that pip finds in the supported range."""
     said = session.run("python", "-m", "pip", "index", "versions", name, silent=True)
     assert isinstance(said, str)
     versions = said.partition("Available versions:")[2].split("\n")[0].split(",")
@@ -164,7 +197,7 @@ def releases(session: nox.Session, name: str, supported: dict[str, SpecifierSet]
 
 
 def find_python2() -> str | None:
-    """On the path, or one of pyenv's that is not."""
+    """Return the path of a Python 2.7, from the search path or from pyenv, or None."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     candidates = [shutil.which("python2.7"), *map(str, pyenv.glob("versions/2.7*/bin/python2.7"))]
     for candidate in filter(None, candidates):

@@ -1,14 +1,14 @@
-"""How fast is a `WsByteStream`, next to what a user would have otherwise?
+"""Measure how fast a `WsByteStream` is, beside the streams that a user would choose otherwise.
 
 Run ``python -m benchmarks --help`` in the project's directory.
 
-How it works. A `Maker` (`makers`, `asyncio_makers`) knows how to connect two ends of one kind of
-stream. A case (`cases`, `memory`, `imports`) is given a maker, so that every kind of stream
-runs the same code. Cases that measure time run in one process over loopback, both ends on one
-event loop, and take turns: each round measures every kind once, so that whatever else the
-machine does happens to all of them. What is reported is the median, and the quartiles of the
-ratios within the rounds (`results`, `report`).
+How it works. A `Maker` (in `makers` and `asyncio_makers`) knows how to connect two ends of one kind
+of stream. A case (in `cases`, `memory` and `imports`) is given a maker, so every kind of stream
+runs the same code. The cases that measure time run in one process over loopback, with both ends on
+one event loop. The kinds of stream take turns: each round measures every kind once, so that other
+work on the machine slows all of them alike. The report gives the median of each kind, and the
+quartiles of the ratios within the rounds (`results`, `report`).
 
-Makers for asyncio run on a loop of their own in the same process, inside of the Trio task that
-measures: while one loop runs, the other stands still.
+The asyncio makers run on an asyncio loop in the same process. The Trio task that measures runs that
+loop and waits for it, so only one of the two loops runs at any time.
 """

@@ -1,4 +1,4 @@
-"""The command: ``python -m benchmarks``."""
+"""The command line: ``python -m benchmarks``."""
 
 from __future__ import annotations
 
@@ -28,28 +28,41 @@ def _arguments() -> argparse.Namespace:
         description="Compare WsByteStream to bare TCP and to other WebSocket libraries.",
         epilog=f"Cases: {', '.join(keys)}.",
     )
-    parser.add_argument("--case", metavar="NAME", action="append", help="only this one; or s2c-*")
-    parser.add_argument("--rounds", metavar="N", type=int, help="samples of each stream (21)")
-    parser.add_argument("--quick", action="store_true", help="less than a minute, and less exact")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: for a machine with other work to do"
+        "--case",
+        metavar="NAME",
+        action="append",
+        help="measure only this case, or a pattern such as s2c-*",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="where the results go")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios, as SVG or PNG")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=int,
+        help="samples of each stream (default: 21)",
+    )
+    parser.add_argument("--quick", action="store_true", help="take less than a minute; less exact")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="choose cpu on a machine that has other work to do",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to this file")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios (SVG or PNG)")
     arguments = parser.parse_args()
     patterns = arguments.case or ["*"]
     arguments.chosen = [k for k in keys if any(fnmatch.fnmatchcase(k, p) for p in patterns)]
     if not arguments.chosen:
-        parser.error(f"no case is called {' or '.join(patterns)}")
+        parser.error(f"there is no case with the name {' or '.join(patterns)}")
     if arguments.rounds is None:
         arguments.rounds = 5 if arguments.quick else 21
     if arguments.rounds < 1:
-        parser.error("there must be at least one round")
+        parser.error(f"--rounds must be at least 1, not {arguments.rounds}")
     return arguments
 
 
 def _available(makers: Iterable[Maker]) -> tuple[list[Maker], dict[str, str]]:
-    """The makers that can be used, and why others cannot."""
+    """Return the makers that can be used, and for each other maker the reason why it cannot."""
     makers = list(makers)
     skipped = {
         maker.name: f"{maker.requires} is not installed"
@@ -72,7 +85,7 @@ def _measure(chosen: list[str], rounds: int, *, quick: bool, clock: str) -> Iter
         if case.key in chosen:
             yield _time(case, rounds, quick=quick, clock=clock)
     if not memory.is_possible():
-        print(f"idle, message: skipped, as there is no {memory.PROCESS}")
+        print(f"The cases idle and message are skipped because there is no {memory.PROCESS}.")
         chosen = [key for key in chosen if key not in ("idle", "message")]
     if "idle" in chosen:
         makers, skipped = _available(memory.MAKERS)
@@ -91,7 +104,7 @@ def _measure(chosen: list[str], rounds: int, *, quick: bool, clock: str) -> Iter
 
 
 def main() -> None:
-    """Measure, print the table, and write the results."""
+    """Measure the chosen cases, print their tables and write the results to a file."""
     arguments = _arguments()
     start = time.monotonic()
     options = {"quick": arguments.quick, "clock": arguments.clock}
@@ -103,13 +116,13 @@ def main() -> None:
         print(report.table(result), flush=True)
     print()
     if misses := report.missed(results):
-        print(f"Not reached: {', '.join(misses)}.")
+        print(f"These targets were missed: {', '.join(misses)}.")
     path = arguments.json or RESULTS / f"{about['date'].partition('+')[0].replace(':', '')}.json"
     write_json(path, about, results)
-    print(f"Written to {path}, after {time.monotonic() - start:.0f} s.")
+    print(f"The results are in {path}. Measuring took {time.monotonic() - start:.0f} s.")
     if arguments.plot is not None:
         report.plot(arguments.plot, results)
-        print(f"Drawn to {arguments.plot}.")
+        print(f"The plot is in {arguments.plot}.")
 
 
 if __name__ == "__main__":

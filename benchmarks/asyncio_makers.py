@@ -1,4 +1,4 @@
-"""Connected pairs on asyncio: for orientation only, as no Trio program could use them."""
+"""Connected pairs on asyncio. They are for comparison only: no Trio program can use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 async def hosted(
     runner: asyncio.Runner, manager: AbstractAsyncContextManager[T]
 ) -> AsyncGenerator[T, None]:
-    """Enter and leave a context manager of asyncio's from a Trio task, which stands still."""
+    """Enter and leave an asyncio context manager from a Trio task, which blocks meanwhile."""
 
     async def enter() -> T:
         return await manager.__aenter__()
@@ -107,7 +107,7 @@ async def _meet_picows() -> AsyncGenerator[Meeting, None]:
     binary = picows.WSMsgType.BINARY
 
     class Listener(picows.WSListener):
-        """picows calls back. A queue makes what it calls into something to wait for."""
+        """Turn the callbacks of picows into a queue, so that a task can wait for data."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,9 +1,9 @@
-"""The cases that measure time: what is done, how often, and in which order.
+"""The cases that measure time: what work is timed, how often, and in which order.
 
-A case is opened on a `Meeting` and gives the work to be timed, a coroutine function that does
-it so many times. `measure` finds for each kind of stream how often that is in a sample, then
-lets them take turns, in an order that is turned around each time, so that none is always
-behind the same other.
+A case is opened on a `Meeting` and yields the work to be timed: a coroutine function that does one
+unit of work a given number of times. For each kind of stream `measure` first finds how many units
+fill one sample. Then the kinds take turns. `measure` reverses their order after each round, so that
+no kind always runs after the same other kind.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ Work = Callable[[int], Awaitable[object]]
 Clock = Callable[[], float]
 
 CLOCKS: Final[dict[str, Clock]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""How time is told. On a machine with other work to do, the processor's is the fairer one:
-both ends are one thread that never waits for anything but itself."""
+"""The clocks to measure with. On a machine with other work to do, processor time is fairer: both
+ends run in one thread, which never waits for anything outside itself."""
 
 
 @dataclass(frozen=True)
 class TimedCase:
-    """Something to be timed.
+    """A case whose time is measured.
 
     Attributes:
-      key (str), title (str), unit (str), baseline (str), rises (bool): as of `Result`.
-      open: a context manager that gives the work.
-      scale (float): what one unit of work in a second is, in ``unit``; or if less is better,
-          what a second for one is.
-      makers: of the streams to compare.
+      key (str), title (str), unit (str), baseline (str), rises (bool): the same as in `Result`.
+      open: a function that returns a context manager, which yields the work.
+      scale (float): the value, in ``unit``, of one unit of work per second. If less is better, the
+          value of one second per unit of work.
+      makers: the makers of the streams to compare.
     """
 
     key: str
@@ -64,11 +64,11 @@ class TimedCase:
     makers: tuple[Maker, ...] = (*TRIO_MAKERS, *ASYNCIO_MAKERS)
 
     def value(self, count: int, seconds: float) -> float:
-        """What it means that ``count`` units of work took ``seconds``."""
+        """Return the measured value, in ``unit``, if ``count`` units of work took ``seconds``."""
         return self.scale * (count / seconds if self.rises else seconds / count)
 
 
-# What is done
+# The work that is timed
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def _open_pair(meeting: Meeting) -> AsyncGenerator[tuple[End, End], None]:
 
 @asynccontextmanager
 async def _transfer(meeting: Meeting, *, size: int, upwards: bool) -> AsyncGenerator[Work, None]:
-    """Writes of ``size`` bytes, and as many reads as it takes until all are there."""
+    """Send writes of ``size`` bytes one way, and read until all bytes have arrived."""
     data = bytes(range(256)) * (size // 256)
     async with _open_pair(meeting) as (client, server):
         sender, receiver = (client, server) if upwards else (server, client)
@@ -102,7 +102,7 @@ async def _transfer(meeting: Meeting, *, size: int, upwards: bool) -> AsyncGener
 
 @asynccontextmanager
 async def _round_trip(meeting: Meeting, *, size: int) -> AsyncGenerator[Work, None]:
-    """``size`` bytes to the server, and as many back."""
+    """Send ``size`` bytes to the server, and the same number back."""
     data = bytes(size)
     async with _open_pair(meeting) as (client, server):
 
@@ -124,7 +124,7 @@ async def _round_trip(meeting: Meeting, *, size: int) -> AsyncGenerator[Work, No
 
 @asynccontextmanager
 async def _connect(meeting: Meeting) -> AsyncGenerator[Work, None]:
-    """Connect, take over, one round trip, close; one connection after the other."""
+    """Connect, take over, do one round trip and close, one connection after the other."""
     data = bytes(32)
 
     async def connect(count: int) -> None:
@@ -195,7 +195,7 @@ TIMED_CASES: Final = (
 )
 
 
-# How it is measured
+# How the work is timed
 
 
 @dataclass
@@ -204,12 +204,12 @@ class _Contender:
 
     name: str
     work: Work
-    runner: asyncio.Runner | None  # for those on asyncio
+    runner: asyncio.Runner | None  # None for a stream that runs on Trio
     clock: Clock
     count: int = 1  # units of work in a sample
 
     async def sample(self) -> float:
-        """How many seconds a sample takes."""
+        """Take one sample and return how many seconds it took."""
         gc.collect()
         if self.runner is None:
             start = self.clock()
@@ -224,7 +224,7 @@ class _Contender:
         return self.clock() - start
 
     async def calibrate(self, seconds: float) -> None:
-        """Find how much work takes about as long as a sample is to take. It warms up, too."""
+        """Choose ``count`` so that one sample takes about ``seconds``. It warms up the code too."""
         while (taken := await self.sample()) < seconds / 4:
             self.count *= 2 if taken > seconds / 32 else 8
         self.count = max(1, round(self.count * seconds / taken))
@@ -241,17 +241,17 @@ async def _enter(
 async def measure(
     case: TimedCase, makers: Iterable[Maker], rounds: int, seconds: float, clock: Clock
 ) -> dict[str, list[float]]:
-    """Time a case with streams from ``makers``, in turns.
+    """Time a case with the streams of ``makers``, which take turns.
 
     Args:
-      case (TimedCase): what to time.
-      makers: of the streams to compare.
-      rounds (int): how many samples to take of each.
-      seconds (float): for about how long each.
+      case (TimedCase): the case to time.
+      makers: the makers of the streams to compare.
+      rounds (int): how many samples to take of each stream.
+      seconds (float): about how many seconds each sample takes.
       clock: one of `CLOCKS`.
 
     Returns:
-      dict: by the stream's name, a value for each round.
+      dict: for each stream's name, a list with one value for each round.
     """
     async with AsyncExitStack() as stack:
         asyncio_runner = stack.enter_context(asyncio.Runner())
@@ -265,7 +265,7 @@ async def measure(
             await contender.calibrate(seconds)
         values: dict[str, list[float]] = {contender.name: [] for contender in contenders}
         gc.collect()
-        gc.freeze()  # so that a collection looks at what the work itself has made
+        gc.freeze()  # From now on the garbage collector looks only at objects that the work makes.
         for _ in range(rounds):
             for contender in contenders:
                 taken = await contender.sample()
@@ -276,5 +276,5 @@ async def measure(
 
 
 def result_of(case: TimedCase) -> Result:
-    """An empty result for ``case``."""
+    """Return a `Result` for ``case`` that has no samples yet."""
     return Result(case.key, case.title, case.unit, case.baseline, case.rises)

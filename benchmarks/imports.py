@@ -1,4 +1,4 @@
-"""How long an import takes, in a fresh process each time."""
+"""Measure how long an import takes, in a fresh process each time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROGRAM: Final = "import time; start = time.perf_counter(); {}; print(time.perf
 
 
 def measure_imports(rounds: int) -> Result:
-    """Time the imports in turns, ``rounds`` times after a first that compiles everything."""
+    """Time the imports in turns, ``rounds`` times. A first run compiles the modules."""
     result = Result("import", "import", "ms", BASELINE)
     result.samples = {statement: [] for statement in STATEMENTS}
     with tempfile.TemporaryDirectory() as cache:
@@ -30,7 +30,7 @@ def measure_imports(rounds: int) -> Result:
 
 
 def _import(statement: str, cache: str) -> float:
-    """Seconds that it takes, with compiled modules in ``cache``."""
+    """Return how many seconds ``statement`` takes. The compiled modules are kept in ``cache``."""
     command = [sys.executable, "-c", _PROGRAM.format(statement)]
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True)

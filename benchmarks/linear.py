@@ -1,7 +1,8 @@
-"""How long a flood takes, and how much longer twice of it: ``python -m benchmarks.linear``.
+"""Measure how long a flood takes, and a flood of twice the size: ``python -m benchmarks.linear``.
 
-The tests count the calls that it takes; this is how long they take, here and now. A ratio near 2
-is what should be; much more of it means that somewhere bytes are copied again and again.
+The tests count function calls, because a count is the same on every machine. This program measures
+time on the machine at hand. The ratio should be near 2. A ratio far above 2 means that some code
+copies the same bytes again and again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ROUNDS: Final = 5
 
 
 def seconds(reads: list[bytes]) -> float:
-    """The best of some rounds."""
+    """Return the shortest processor time of `ROUNDS` runs."""
     results = []
     for _ in range(ROUNDS):
         start = time.process_time()

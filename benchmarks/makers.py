@@ -1,4 +1,4 @@
-"""Connected pairs of every kind of stream: what a maker is, and those that run on Trio."""
+"""Makers of connected pairs: what a maker is, and the makers of all streams that run on Trio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 import trio
 
 HOST: Final = "127.0.0.1"
-UNLIMITED: Final = 2**31  # bytes, for those who need a limit to the size of a message
+UNLIMITED: Final = 2**31  # bytes, for libraries that require a limit to the size of a message
 
 TCP: Final = "trio.SocketStream"
 OURS: Final = "WsByteStream"
@@ -22,7 +22,10 @@ TLS_OURS: Final = "SSLStream over WsByteStream"
 
 
 class End(Protocol):
-    """One end of a connection. A Trio stream is one; others send and receive messages."""
+    """One end of a connection, with the methods of a Trio stream.
+
+    Other libraries send and receive messages; `MessageEnd` gives their methods these names.
+    """
 
     @property
     def send_all(self) -> Callable[[bytes], Awaitable[object]]: ...
@@ -35,16 +38,16 @@ class End(Protocol):
 
 
 async def receive_exactly(end: End, size: int) -> None:
-    """Receive until ``size`` bytes are there."""
+    """Receive and drop ``size`` bytes."""
     while size > 0:
         size -= len(await end.receive_some())
 
 
 class MessageEnd(NamedTuple):
-    """An `End` whose methods have other names, with no call in between."""
+    """An `End` made of another library's methods, so that calling them costs no extra call."""
 
     send_all: Callable[[bytes], Awaitable[object]]
-    receive_some: Callable[[], Awaitable[Any]]  # typed for text, too; there is none
+    receive_some: Callable[[], Awaitable[Any]]  # Any, because some libraries declare text as well
     aclose: Callable[[], Awaitable[object]]
 
 
@@ -53,14 +56,15 @@ Both = Callable[..., Awaitable[list[Any]]]
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where ends connect to each other.
+    """A listening server, and the functions that connect clients to it.
 
     Attributes:
-      port (int): where `accept` listens.
-      connect: connects to a port, and returns that end.
-      accept: returns the end of the next that connects.
-      both: runs functions at the same time, and returns their results.
-      end_errors: what `receive_some` raises at the end, unless it returns ``b""``.
+      port (int): the port on which the server listens.
+      connect: an async function that connects to a port and returns the client's end.
+      accept: an async function that returns the server's end of the next connection.
+      both: an async function that runs functions at the same time and returns their results.
+      end_errors: the exceptions that ``receive_some`` raises at the end of the connection; empty if
+          it returns ``b""`` there.
     """
 
     port: int
@@ -70,7 +74,7 @@ class Meeting:
     end_errors: tuple[type[Exception], ...] = ()
 
     async def pair(self) -> tuple[End, End]:
-        """Connect a client and a server."""
+        """Return the two ends, client and server, of a new connection."""
 
         async def connect() -> End:
             return await self.connect(self.port)
@@ -79,7 +83,7 @@ class Meeting:
         return client, server
 
     async def close(self, client: End, server: End) -> None:
-        """Close a pair as a client would that has got all it wanted."""
+        """Close a pair in the usual way: the client closes, and the server reads to the end."""
 
         async def read_to_end() -> None:
             try:
@@ -97,11 +101,11 @@ class Maker:
     """One kind of stream.
 
     Attributes:
-      name (str): for the table.
-      meet: opens a `Meeting`.
-      requires (str): the module that it needs.
-      loop (str): whose event loop it runs on.
-      speaks_websocket (bool): that is what is on the wire.
+      name (str): the name in the table.
+      meet: a function that returns an async context manager, which yields a `Meeting`.
+      requires (str): the module that must be installed.
+      loop (str): the event loop that the stream runs on.
+      speaks_websocket (bool): whether the bytes on the wire are WebSocket frames.
     """
 
     name: str
@@ -114,7 +118,7 @@ class Maker:
     def is_installed(self) -> bool:
         try:
             return importlib.util.find_spec(self.requires) is not None
-        except ModuleNotFoundError:  # of the package that it would be in
+        except ModuleNotFoundError:  # Not even the package of the module is installed.
             return False
 
 
@@ -235,7 +239,7 @@ async def _meet_websockets() -> AsyncGenerator[Meeting, None]:
 
 
 def over_tls(maker: Maker, name: str) -> Maker:
-    """A maker of `trio.SSLStream`s over the streams of ``maker``."""
+    """Return a maker of `trio.SSLStream` pairs that run over the streams of ``maker``."""
 
     @asynccontextmanager
     async def meet() -> AsyncGenerator[Meeting, None]:
@@ -282,5 +286,5 @@ TLS_MAKERS: Final = (
 
 
 def by_name(name: str, makers: Iterable[Maker]) -> Maker:
-    """The maker called ``name``."""
+    """Return the maker whose name is ``name``."""
     return next(maker for maker in makers if maker.name == name)

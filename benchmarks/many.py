@@ -1,12 +1,16 @@
-"""As many connections as the system allows, in one process: ``python -m benchmarks.many``.
+"""Open as many connections as the system allows, in one process: ``python -m benchmarks.many``.
 
-Both ends of each pair live here, with a socket each, on loopback: the servers' in handlers of
-`serve_ws`, the clients' in `open_ws_stream`. All are open at once, and idle; then all echo at
-once; then one side closes all of them at once. It tells how much memory a pair takes (of this
-process; not the kernel's buffers), how long a round trip takes without and with all the others,
-whether everything ended cleanly, and what was left. Round trips are in processor time of this
-process, which does the work of both ends, so that other work on the machine does not count.
-It reads ``/proc``, so this works on Linux.
+Both ends of each pair live in this process, and each end has its own socket on loopback. The
+servers' ends are in handlers of `serve_ws`, the clients' ends come from `open_ws_stream`. First all
+pairs are open at once and idle. Then all pairs echo at once. Then one side closes all pairs at
+once.
+
+The program prints how much memory a pair takes (of this process, without the kernel's buffers), how
+long a round trip takes without and with all the other pairs, whether every end was clean, and how
+many tasks, files and streams are left. Round trips are measured in processor time of this process.
+It does the work of both ends, so other work on the machine does not count.
+
+The program reads ``/proc``, so it runs on Linux only.
 """
 
 from __future__ import annotations
@@ -31,27 +35,27 @@ from trio_wsstream import StreamClosed, StreamConfig, WsByteStream, open_ws_stre
 HOST: Final = "127.0.0.1"
 SIDES: Final = ("client", "server")
 CLEAN: Final = StreamClosed(1000, "", True, None)
-PATIENCE: Final = 600  # seconds: so many opens or closes at once may take a while
+PATIENCE: Final = 600  # seconds; thousands of opens or closes at once take long
 CONFIG: Final = StreamConfig(close_timeout=PATIENCE)
-OPENING: Final = 100  # clients at a time, as `WsListener` drops the oldest of 129 handshakes
+OPENING: Final = 100  # clients at a time; `WsListener` drops the oldest handshake if 129 are open
 ECHO_SIZE: Final = 1000  # bytes
 ROUND_TRIPS: Final = 2000
-_OTHER_FILES: Final = 100  # that this process may have open
+_OTHER_FILES: Final = 100  # files that are left for everything but the sockets
 
 
 @dataclass
 class Findings:
-    """Numbers of pairs and ends, bytes, and seconds."""
+    """What was measured. Memory is in bytes, times are in seconds."""
 
     pairs: int
     opening: float = 0
     memory: float = 0  # for each pair
-    alone: float = 0  # a round trip, with no other pair
-    among_all: float = 0  # and with all the others open, and idle
-    echoed: int = 0  # pairs
+    alone: float = 0  # a round trip while no other pair is open
+    among_all: float = 0  # a round trip while all other pairs are open and idle
+    echoed: int = 0  # pairs whose data came back unchanged
     echoing: float = 0
-    clean: int = 0  # ends that had a clean end
-    told: int = 0  # ends whose subscriber saw just that, and then the end of its channel
+    clean: int = 0  # ends of connections that ended cleanly
+    told: int = 0  # ends whose subscriber saw that clean end and nothing else
     closing: float = 0
     tasks_left: int = 0
     files_left: int = 0
@@ -59,7 +63,7 @@ class Findings:
 
 
 async def measure(pairs: int, closing_side: str, round_trips: int = ROUND_TRIPS) -> Findings:
-    """Open ``pairs``, echo, and have ``closing_side`` close all of them."""
+    """Open ``pairs`` pairs, let them echo, and let ``closing_side`` close all of them."""
     found = Findings(pairs)
     streams_before = _count_streams()
     await _Many(found).run(closing_side, round_trips)
@@ -94,7 +98,7 @@ class _Many:
                 tasks, files = _count_tasks(), _count_files()
 
                 await connect()
-                await self._time_round_trip(round_trips)  # so that all is loaded and warm
+                await self._time_round_trip(round_trips)  # This run only warms up the code.
                 found.alone = await self._time_round_trip(round_trips)
                 memory = _resident()
                 found.opening = await _time([connect] * (found.pairs - 1))
@@ -110,13 +114,13 @@ class _Many:
             accepting.cancel_scope.cancel()
 
     async def _serve(self, stream: WsByteStream) -> None:
-        """The handler."""
+        """Echo: the handler of the server."""
         self.servers.append(stream)
         try:
             async for data in stream:
                 await stream.send_all(data)
         except trio.ClosedResourceError:
-            pass  # this side has closed
+            pass  # `_close` has closed the server's end.
 
     async def _connect(self, url: str, *, task_status: trio.TaskStatus[None]) -> None:
         await self._may_open.acquire()
@@ -154,7 +158,7 @@ class _Many:
 
 
 async def _time(jobs: list[Callable[[], Awaitable[object]]]) -> float:
-    """How long they take, all at once."""
+    """Run all ``jobs`` at the same time and return how many seconds they took."""
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
         for job in jobs:
@@ -176,41 +180,53 @@ def _count_files() -> int:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def raise_file_limit() -> int:
-    """To the most that is allowed, and tell it."""
+    """Raise the limit of open files to the highest value allowed, and return that value."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def main() -> None:
-    """Measure and tell. Exits with 1 if an end was not clean, or something was left."""
+    """Measure and print. Exit with 1 if an end was not clean or if something is left."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.many")
-    parser.add_argument("--pairs", metavar="N", type=int, help="as many as there may be sockets")
-    parser.add_argument("--close", choices=SIDES, default="client", help="who closes all of them")
+    parser.add_argument(
+        "--pairs",
+        metavar="N",
+        type=int,
+        help="default: as many as possible",
+    )
+    parser.add_argument(
+        "--close",
+        choices=SIDES,
+        default="client",
+        help="default: client",
+    )
     arguments = parser.parse_args()
     limit = raise_file_limit()
     pairs = arguments.pairs or (limit - _OTHER_FILES) // 2
     found = trio.run(measure, pairs, arguments.close)
     left = (found.tasks_left, found.files_left, found.streams_left)
-    print(f"{pairs:,} pairs in one process, which may have {limit:,} files open:")
-    print(f"  opened in {found.opening:.1f} s, at most {OPENING} at a time")
+    print(f"{pairs:,} pairs in one process, whose limit of open files is {limit:,}:")
+    print(f"  opening all pairs, at most {OPENING} at a time: {found.opening:.1f} s")
     print(f"  memory for each pair: {found.memory / 1024:.1f} KiB")
-    print(f"  a round trip among all: {found.among_all / found.alone:.2f} times that of one alone,")
-    print(f"    {found.among_all * 1e6:.0f} us of {found.alone * 1e6:.0f} us")
+    print(f"  round trip while all pairs are open: {found.among_all * 1e6:.0f} us,")
+    ratio = found.among_all / found.alone
+    print(f"    {ratio:.2f} times that of one pair alone, {found.alone * 1e6:.0f} us")
     print(
-        f"  echoed {ECHO_SIZE} bytes, all at once: {found.echoed:,} pairs, in {found.echoing:.1f} s"
+        f"  pairs that echoed {ECHO_SIZE} bytes, all at once: {found.echoed:,},"
+        f" in {found.echoing:.1f} s"
     )
-    print(f"  the {arguments.close}s closed all at once, in {found.closing:.1f} s: ", end="")
-    print(f"{found.clean:,} clean ends, {found.told:,} told to a subscriber")
-    print("  left: {} tasks, {} files, {} streams".format(*left))
+    print(f"  the {arguments.close}s closed all pairs at once, in {found.closing:.1f} s: ", end="")
+    print(f"{found.clean:,} clean ends, {found.told:,} of them seen by a subscriber")
+    print("  left over: {} tasks, {} files, {} streams".format(*left))
     if (found.echoed, found.clean, found.told, *left) != (pairs, 2 * pairs, 2 * pairs, 0, 0, 0):
-        sys.exit("Something was lost, or left.")
+        sys.exit("FAILED: data was lost, an end was not clean, or something is left over.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The cases that measure memory, each kind of stream in a process of its own.
+"""The cases that measure memory. Each kind of stream is measured in a process of its own.
 
-``python -m benchmarks.memory idle NAME PAIRS`` and ``... message NAME BYTES WAY`` are what these
-processes run; they print their findings as JSON. They read ``/proc``, so this works on Linux.
+These processes run ``python -m benchmarks.memory idle NAME PAIRS`` and ``python -m
+benchmarks.memory message NAME BYTES WAY``. They print what they find as JSON. They read ``/proc``,
+so they run on Linux only.
 
-*One message* comes from a peer made by hand, a thread with a blocking socket, because nothing else
-sends one message of 1 GiB without having it in memory: one frame, whose payload is the same
-piece again and again. Over bare TCP it is the payload alone.
+The case *one message* has its own peer, a thread with a blocking socket, because no library can
+send one message of 1 GiB without having it in memory. The peer sends one frame, whose payload is
+the same piece again and again. Over bare TCP it sends the payload alone.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ WAYS: Final = {"s2c": "server to client", "c2s": "client to server"}
 
 PROCESS: Final = Path("/proc/self")
 _PIECE: Final = bytes(MIB)
-_SETTLING_TIME: Final = 0.5  # seconds, after which a new connection has nothing left to do
+_SETTLING_TIME: Final = 0.5  # seconds; after that a new connection has nothing left to do
 
 
-# In the process that measures
+# What runs in the process that measures
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     return int((PROCESS / "statm").read_text().split()[1]) * resource.getpagesize()
 
@@ -56,14 +57,14 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """The most bytes of memory that this process has had since `_reset_peak`."""
+    """Return the highest resident memory, in bytes, since `_reset_peak` was called."""
     status = (PROCESS / "status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
 async def _open_idle(maker: Maker, count: int) -> dict[str, float]:
-    """Open pairs, let them settle, and see what each has cost."""
+    """Open ``count`` pairs, let them become idle, and return what each costs."""
     is_trio = maker.loop == "trio"
 
     def tasks() -> int:
@@ -78,7 +79,7 @@ async def _open_idle(maker: Maker, count: int) -> dict[str, float]:
             await asyncio.sleep(_SETTLING_TIME)
 
     async with maker.meet() as meeting:
-        pairs = [await meeting.pair() for _ in range(10)]  # so that all is loaded and warm
+        pairs = [await meeting.pair() for _ in range(10)]  # These warm up the code.
         await settle()
         memory_before, tasks_before = _resident(), tasks()
         pairs += [await meeting.pair() for _ in range(count)]
@@ -90,7 +91,7 @@ async def _open_idle(maker: Maker, count: int) -> dict[str, float]:
 
 
 async def _receive_message(maker: Maker, size: int, way: str) -> dict[str, float]:
-    """Receive a message from a peer made by hand, and see what it takes."""
+    """Receive one message from a `_Peer`, and return the peak memory that this took."""
     async with maker.meet() as meeting:
         listener = socket.create_server((HOST, 0))
         peer = _Peer(size, speaks_websocket=maker.speaks_websocket, masked=way == "c2s")
@@ -100,7 +101,7 @@ async def _receive_message(maker: Maker, size: int, way: str) -> dict[str, float
         else:
             peer.start(lambda: listener.accept()[0])
             receiver = await meeting.connect(listener.getsockname()[1])
-        await receive_exactly(receiver, len(_PIECE))  # so that all is loaded and warm
+        await receive_exactly(receiver, len(_PIECE))  # This warms up the code.
         listener.close()
         start = _resident()
         _reset_peak()
@@ -108,13 +109,13 @@ async def _receive_message(maker: Maker, size: int, way: str) -> dict[str, float
         await receive_exactly(receiver, size)
         peak = _peak() - start
         peer.may_close.set()
-        with contextlib.suppress(Exception):  # of a close without a closing handshake
+        with contextlib.suppress(Exception):  # The peer does no closing handshake.
             await receiver.aclose()
     return {"memory": peak / MIB}
 
 
 class _Peer:
-    """Sends one message of 1 MiB, and one of ``size`` bytes when it may."""
+    """A peer that sends one message of 1 MiB, and one of ``size`` bytes once `may_send` is set."""
 
     def __init__(self, size: int, *, speaks_websocket: bool, masked: bool) -> None:
         self.may_send = threading.Event()
@@ -124,7 +125,7 @@ class _Peer:
         self._masked = masked
 
     def start(self, connect: Callable[[], socket.socket]) -> None:
-        """Connect, in a thread, and begin."""
+        """Start a thread that connects and sends."""
         threading.Thread(target=self._run, args=(connect,), daemon=True).start()
 
     def _run(self, connect: Callable[[], socket.socket]) -> None:
@@ -141,13 +142,13 @@ class _Peer:
             second = (0x80 if self._masked else 0) | 127
             peer.sendall(bytes((0x82, second)) + size.to_bytes(8, "big"))
         if self._masked and self._speaks_websocket:
-            peer.sendall(bytes(4))  # the key: it leaves the payload as it is
+            peer.sendall(bytes(4))  # A masking key of zeros leaves the payload as it is.
         for _ in range(size // len(_PIECE)):
             peer.sendall(_PIECE)
 
 
 def _receive_head(peer: socket.socket) -> bytes:
-    """An HTTP head, and not one byte more."""
+    """Receive an HTTP head, and no byte that follows it."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += peer.recv(1)
@@ -155,7 +156,7 @@ def _receive_head(peer: socket.socket) -> bytes:
 
 
 def _ask(peer: socket.socket) -> None:
-    """The opening handshake (RFC 6455, 4) of a client."""
+    """Do a client's opening handshake (RFC 6455, section 4)."""
     peer.sendall(
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -164,7 +165,7 @@ def _ask(peer: socket.socket) -> None:
 
 
 def _answer(peer: socket.socket) -> None:
-    """The opening handshake of a server."""
+    """Do a server's opening handshake."""
     lines = _receive_head(peer).split(b"\r\n")
     key = next(line[18:].strip() for line in lines if line.lower().startswith(b"sec-websocket-key"))
     digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
@@ -187,16 +188,16 @@ def _main(what: str, name: str, size: str, *way: str) -> None:
     print(json.dumps(found))
 
 
-# In the process that reports
+# What runs in the process that reports
 
 
 def is_possible() -> bool:
-    """Whether the system can tell how much memory a process has."""
+    """Return whether this system tells how much memory a process has."""
     return (PROCESS / "clear_refs").exists()
 
 
 def _run(*arguments: object) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a new process."""
     command = [sys.executable, "-m", "benchmarks.memory", *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout)
@@ -204,7 +205,7 @@ def _run(*arguments: object) -> dict[str, float]:
 
 
 def measure_idle(makers: Iterable[Maker], pairs: int) -> Iterator[Result]:
-    """Memory and tasks for each idle open pair, both ends together."""
+    """Measure the memory and the tasks of each idle open pair, both ends together."""
     memory = Result("idle-memory", "memory for each idle pair", "KiB", TCP)
     tasks = Result("idle-tasks", "tasks for each idle pair", "", TCP)
     for maker in makers:
@@ -216,11 +217,11 @@ def measure_idle(makers: Iterable[Maker], pairs: int) -> Iterator[Result]:
 
 
 def measure_message(makers: Iterable[Maker], size: int, way: str) -> Result:
-    """Peak memory above the start while one message is received."""
+    """Measure by how much memory rises at most while one message is received."""
     title = f"one message of {size // MIB} MiB, {WAYS[way]}: peak memory"
     result = Result(f"message-{way}", title, "MiB", TCP)
     for maker in makers:
-        # Where it is little, what the allocator happens to do is much of it.
+        # These two need so little memory that the chance of the allocator shows: take a median.
         runs = 5 if maker.name in (TCP, OURS) else 1
         peaks = [_run("message", maker.name, size, way)["memory"] for _ in range(runs)]
         result.samples[maker.name] = [statistics.median(peaks)]

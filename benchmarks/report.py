@@ -1,4 +1,4 @@
-"""The table, and the plot."""
+"""The tables and the plot of the results."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _ROW: Final = "  {:<30} {:>10} {:>8} {:>16}   {}"
 
 
 def heading(about: dict[str, Any]) -> str:
-    """When, where and with what."""
+    """Return the lines that say when, where and with what was measured, and the table's head."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     load = about["load"] and f", load {about['load'][0]:.1f}"
     return (
         f"{about['date']}, {about['python']}, {about['processors']} processors{load or ''}; "
         f"{about['clock']} time\n"
         f"{versions}\n\n"
-        f"Medians; ratios to the first stream of a case, with their middle half.\n\n"
-        + _ROW.format("", "median", "ratio", "middle half", "to reach").rstrip()
+        f"Each ratio is to the first stream of its case; the middle half is that of the ratios.\n\n"
+        + _ROW.format("", "median", "ratio", "middle half", "target").rstrip()
     )
 
 
 def table(result: Result) -> str:
-    """The rows of one case."""
+    """Return the rows of one case."""
     lines = [f"{result.title}{result.unit and f' ({result.unit})'}  [{result.key}]"]
     names = [result.baseline, *(name for name in result.samples if name != result.baseline)]
     for name in names:
@@ -36,7 +36,7 @@ def table(result: Result) -> str:
 
 
 def _rows(result: Result, name: str) -> list[str]:
-    """A stream, and what it is to reach."""
+    """Return the rows of one stream: its value, and its targets."""
     targets = [target for target in TARGETS.get(result.key, ()) if target.stream == name]
     verdicts = {target.baseline: target.verdict(result) for target in targets}
     value = f"{result.value(name).median:.4g}"
@@ -58,7 +58,7 @@ def _cells(ratio: Quartiles | None) -> tuple[str, str]:
 
 
 def missed(results: list[Result]) -> list[str]:
-    """What was not reached."""
+    """Return the names of the targets that were missed."""
     return [
         f"{result.key} ({target})"
         for result in results
@@ -68,7 +68,7 @@ def missed(results: list[Result]) -> list[str]:
 
 
 def plot(path: Path, results: list[Result]) -> None:
-    """Draw the ratios to a bare TCP stream, as SVG, PNG or what else the name says."""
+    """Draw the ratios to a bare TCP stream. The suffix of ``path`` chooses the format."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -84,7 +84,9 @@ def plot(path: Path, results: list[Result]) -> None:
         if (chosen := [result for result in results if result.key.startswith(starts)])
     }
     if not panels:
-        raise ValueError("none of the cases measured is one that is plotted")
+        raise ValueError(
+            "the plot shows throughput and round trips, but none of these was measured"
+        )
     streams = (TCP, OURS, WEBSOCKETS_TRIO, TRIO_WEBSOCKET)
     colors = ("#9aa0a6", "#1a73e8", "#f9ab00", "#d93025")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9})

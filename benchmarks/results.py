@@ -1,4 +1,4 @@
-"""What was measured, what to reach, and how one is compared to the other."""
+"""What was measured, the targets, and how the two are compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES: Final = (
 
 
 class Quartiles(NamedTuple):
-    """The middle half of some values."""
+    """The middle half of some values, and their median."""
 
     low: float
     median: float
@@ -35,7 +35,7 @@ class Quartiles(NamedTuple):
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """The quartiles of at least one value."""
+    """Return the quartiles of ``values``, which must not be empty."""
     if len(values) == 1:
         return Quartiles(values[0], values[0], values[0])
     return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
@@ -46,11 +46,11 @@ class Result:
     """What one case measured.
 
     Attributes:
-      key (str), title (str), unit (str): of the case.
-      baseline (str): what ratios are to.
-      samples: by stream, a value for each round.
-      skipped: by stream, why it was not measured.
-      rises (bool): more is better.
+      key (str), title (str), unit (str): the case's name, its words in the table, and its unit.
+      baseline (str): the stream that ratios are taken to.
+      samples: for each stream, a list with one value for each round.
+      skipped: for each stream that was not measured, the reason.
+      rises (bool): whether a higher value is better.
     """
 
     key: str
@@ -62,11 +62,11 @@ class Result:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def value(self, stream: str) -> Quartiles:
-        """What ``stream`` reached."""
+        """Return the quartiles of the values of ``stream``."""
         return quartiles(self.samples[stream])
 
     def ratio(self, stream: str, baseline: str) -> Quartiles | None:
-        """What ``stream`` reached, for each round and in proportion to ``baseline``."""
+        """Return the quartiles of the ratios of ``stream`` to ``baseline`` in each round."""
         values, bases = self.samples.get(stream), self.samples.get(baseline)
         if not values or not bases or not all(bases):
             return None
@@ -75,12 +75,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Target:
-    """What a stream is to reach in a case.
+    """A target of one stream in one case.
 
     Attributes:
-      stream (str): whose target it is.
-      baseline (str): what its ratio is to; "" if the value itself counts.
-      limit (float): what to reach: at least, if more is better in the case, else at most.
+      stream (str): the stream whose target this is.
+      baseline (str): the stream that its ratio is taken to, or "" if the value itself counts.
+      limit (float): the lowest ratio or value that is good enough, if more is better in the case;
+          else the highest.
     """
 
     stream: str
@@ -91,7 +92,7 @@ class Target:
         return f"{self.stream} to {self.baseline}" if self.baseline else self.stream
 
     def verdict(self, result: Result) -> str:
-        """What to reach, and whether it was reached; "" where that was not measured."""
+        """Return the target and whether it was met, or "" if the stream was not measured."""
         if self.baseline:
             reached = result.ratio(self.stream, self.baseline)
         else:
@@ -124,7 +125,7 @@ TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "message-s2c": (Target(OURS, "", 2),),
     "message-c2s": (Target(OURS, "", 2),),
 }
-"""By case. Two tasks for each pair are one for each stream."""
+"""The targets of each case. Two tasks for each pair are one task for each stream."""
 
 
 def _version(package: str) -> str | None:
@@ -135,7 +136,7 @@ def _version(package: str) -> str | None:
 
 
 def circumstances() -> dict[str, Any]:
-    """When, where and with what something is measured."""
+    """Return when, where and with what is measured."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -147,7 +148,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def to_json(about: dict[str, Any], results: list[Result]) -> dict[str, Any]:
-    """Everything that was measured."""
+    """Return everything that was measured, ready for JSON."""
     cases = []
     for result in results:
         streams = {}

@@ -1,4 +1,4 @@
-"""The ways to end a stream: from either side, in halves, by an error, and against silence."""
+"""The ways to end a stream: either side closes, half-closes, or meets a peer that never answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Handler = Callable[[WsByteStream], Awaitable[None]]
 
 
 async def meet(title: str, server: Handler, client: Handler) -> None:
-    """Let the two talk, and tell how it ended for each."""
+    """Run ``server`` and ``client`` at two ends of a stream, and print how it ended for each."""
     print(title)
 
     has_ended = trio.Event()
@@ -38,7 +38,7 @@ async def read_to_end(stream: WsByteStream) -> bytes:
     try:
         return b"".join([bytes(chunk) async for chunk in stream])
     except trio.BrokenResourceError as error:
-        print("    told in band:", repr(error.__cause__))
+        print("    receive_some raised, because of", repr(error.__cause__))
         return b""
 
 
@@ -67,31 +67,31 @@ async def answer_a_half_close(stream: WsByteStream) -> None:
 
 
 async def against_silence() -> None:
-    """A server that shakes hands, and then neither reads nor writes: not even a Close."""
-    print("A peer that never answers is given half a second:")
+    """Close a stream whose server accepts the connection, and then neither reads nor writes."""
+    print("The peer never answers, and the client waits half a second for it:")
 
     async def serve(request: WebSocketRequest) -> None:
         connection = await request.accept()
-        await connection.get_message()  # its queue holds one message; the second one blocks it
+        await connection.get_message()  # One message fits its queue, the second blocks its reader.
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
         listening = await nursery.start(partial(serve_websocket, serve, "127.0.0.1", 0, None))
         config = StreamConfig(close_timeout=0.5, max_message_size=1)
         async with open_ws_stream(f"ws://127.0.0.1:{listening.port}/", config=config) as stream:
-            await stream.send_all(b"a few messages, which block its reader")
+            await stream.send_all(b"a few messages that block the reader of the server")
             started = trio.current_time()
             await stream.aclose()
-            print(f"    client: after {trio.current_time() - started:.1f} seconds")
+            print(f"    client: aclose returned after {trio.current_time() - started:.1f} seconds")
         print("    client:", stream.closed)
         nursery.cancel_scope.cancel()
 
 
 async def main() -> None:
     await meet("The client closes:", read, leave)
-    await meet("The server closes, with a code that is no clean end:", leave_with_a_code, read)
+    await meet("The server closes with a code that is no clean end:", leave_with_a_code, read)
     await meet(
-        "The client half-closes, and still gets its answer:",
+        "The client half-closes, and still receives the answer:",
         answer_a_half_close,
         ask_with_a_half_close,
     )

@@ -1,4 +1,4 @@
-"""Bytes through a real WebSocket between two real sockets, server and client in one process."""
+"""Send bytes through a WebSocket between two sockets. Server and client share one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, wrap_webso
 
 
 async def handle(request: WebSocketRequest) -> None:
-    """The server: everything comes back, then the end does."""
+    """Send back everything, and the end of the stream too: the server's handler."""
     async with wrap_websocket(await request.accept()) as stream:
         pings = stream.subscribe(kinds=PingReceived)
         total = 0

@@ -1,7 +1,7 @@
-"""Every kind of event, printed as it happens.
+"""Print every kind of event as it happens.
 
-The peers are trio-websocket connections that do what a stream would not: send text, break the
-protocol, hang up. Run it and read along.
+The peers are trio-websocket connections, because they do what a stream never does: they send text,
+close with a code of their own, or hang up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def print_events(events: trio.MemoryReceiveChannel[WsEvent]) -> None:
 
 
 async def read(stream: WsByteStream) -> None:
-    """Somebody who only wants bytes. How they end depends on what happened."""
+    """Print the bytes of ``stream``, and how they ended."""
     try:
         async for chunk in stream:
             print("    bytes:", bytes(chunk))
@@ -38,10 +38,11 @@ async def read(stream: WsByteStream) -> None:
 
 
 async def talk(title: str, peer: Peer, nursery: trio.Nursery, is_late: bool = False) -> None:
-    """Let ``peer`` be the client of a server that prints its stream's events.
+    """Run ``peer`` as the client of a server that prints the events of its stream.
 
     Args:
-      is_late: the subscriber has a channel for two events, and looks at it in the end only.
+      is_late: the subscriber's channel has room for two events, and the subscriber reads it only
+          after the stream has ended.
     """
     print(title)
     done = trio.Event()
@@ -82,10 +83,10 @@ async def hanging_up(connection: WebSocketConnection) -> None:
     async with wrap_websocket(connection) as stream:
         with trio.CancelScope() as scope:
             scope.cancel()
-            await stream.aclose()  # cancelled: the transport is dropped
+            await stream.aclose()  # A cancelled aclose drops the transport.
 
 
-async def lying(connection: WebSocketConnection) -> None:
+async def sending_too_much(connection: WebSocketConnection) -> None:
     too_long = "x" * 300_000  # more than receive_buffer_size
     await connection.send_message(too_long)
 
@@ -98,11 +99,11 @@ async def pinging(connection: WebSocketConnection) -> None:
 
 async def main() -> None:
     async with trio.open_nursery() as nursery:
-        await talk("A peer that says everything there is to say:", talkative, nursery)
-        await talk("One that leaves with a code of its own:", departing, nursery)
-        await talk("One that hangs up:", hanging_up, nursery)
-        await talk("One that sends more text than we want to keep:", lying, nursery)
-        await talk("One that pings more than its subscriber reads:", pinging, nursery, is_late=True)
+        await talk("A peer that sends every kind of frame:", talkative, nursery)
+        await talk("A peer that closes with a code of its own:", departing, nursery)
+        await talk("A peer that hangs up:", hanging_up, nursery)
+        await talk("A peer that sends a text longer than allowed:", sending_too_much, nursery)
+        await talk("A peer that pings faster than we read:", pinging, nursery, is_late=True)
         nursery.cancel_scope.cancel()
 
 

@@ -1,8 +1,9 @@
-"""Messages and lines over a byte stream, with tricycle (``pip install tricycle``).
+"""Send messages and lines over a byte stream, with tricycle (``pip install tricycle``).
 
-A stream keeps no message boundaries, so a protocol over it brings its own: here a length before
-each message, or newlines. Both have a maximum size, which is checked before anything is kept: else
-a peer that announces 4 GiB, or never ends its line, takes all the memory that there is.
+A stream keeps no message boundaries, so a protocol over a stream has framing of its own. This
+example shows two kinds: a length before each message, and lines that end with a newline. Both have
+a maximum size, which is checked before the data is kept. Without it, a peer that announces 4 GiB or
+never ends its line could use up all memory.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ LENGTH = struct.Struct("!I")
 
 
 class TooLong(ValueError):
-    """The peer sends, or announces, more than is admitted."""
+    """The peer sends or announces more than the maximum size."""
 
 
 class MessageStream:
-    """Messages over any stream: the length in four bytes, then the payload."""
+    """Messages over any stream. Each message is its length, in four bytes, and its payload."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -37,11 +38,12 @@ class MessageStream:
         await self._stream.send_all(LENGTH.pack(len(message)) + message)
 
     async def receive(self) -> bytes | None:
-        """The next message; None at the end of the stream.
+        """Return the next message, or None at the end of the stream.
 
         Raises:
-          TooLong: at its length, before any of it is received.
-          ValueError: the stream ended inside of it.
+          TooLong: The peer announced a message of more than `MAX_MESSAGE` bytes. None of it was
+              received.
+          ValueError: The stream ended inside a message.
         """
         prefix = await self._received.receive_all_or_none(LENGTH.size)
         if prefix is None:
@@ -63,11 +65,11 @@ class LineStream:
         await self._stream.send_all(f"{line}\n".encode())
 
     async def receive(self) -> str | None:
-        """The next line, without its newline; None at the end of the stream.
+        """Return the next line without its newline, or None at the end of the stream.
 
         Raises:
-          TooLong: it has more than `MAX_LINE` characters.
-          ValueError: it is no UTF-8, or the stream ended inside of it.
+          TooLong: The line has more than `MAX_LINE` characters.
+          ValueError: The line is not UTF-8, or the stream ended inside it.
         """
         line = await self._received.receive_line(MAX_LINE)
         if line.endswith("\n"):
@@ -79,11 +81,11 @@ class LineStream:
         return None
 
 
-# Shown at work
+# A server and a client that use the two classes
 
 
 async def handle(stream: WsByteStream) -> None:
-    """The server: messages or lines come back in capitals."""
+    """Send back messages or lines in capitals: the server's handler."""
     framed: Any = LineStream(stream) if stream.path == "/lines" else MessageStream(stream)
     try:
         while (received := await framed.receive()) is not None:

@@ -1,8 +1,9 @@
-"""A server that, when it is told to stop, takes no more connections and lets the open ones finish.
+"""A server that stops gracefully: it accepts no more connections and lets the open ones finish.
 
-SIGTERM or Ctrl-C tells it; a second signal, or `PATIENCE`, drops what is still open. As Trio's
-documentation recommends, connections live in a nursery of their own (``handler_nursery``): to
-cancel the accepting leaves them alone, and to leave the nursery is to wait for them.
+SIGTERM or Ctrl-C stops the server. A second signal, or the end of `PATIENCE`, drops the connections
+that are still open. As Trio's documentation recommends, the connections live in a nursery of their
+own (``handler_nursery``). So the server can cancel the accepting alone, and it waits for the
+connections when it leaves their nursery.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ async def serve_until_signal(
     task_status: trio.TaskStatus[list[WsListener]] = trio.TASK_STATUS_IGNORED,
     **options: Any,
 ) -> None:
-    """`serve_ws`, until a signal has come and the last connection has ended."""
+    """Run `serve_ws` until a signal has come and the last connection has ended."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as connections:
@@ -46,15 +47,15 @@ async def stop_on_signals(
     signals: AsyncIterator[int], accepting: trio.CancelScope, connections: trio.Nursery
 ) -> None:
     await anext(signals)
-    print("server: no more connections; waiting for the open ones", flush=True)
+    print("server: accepting no more connections, and waiting for the open ones", flush=True)
     accepting.cancel()
     connections.cancel_scope.deadline = trio.current_time() + PATIENCE
     await anext(signals)
-    print("server: dropping the open ones", flush=True)
+    print("server: dropping the connections that are still open", flush=True)
     connections.cancel_scope.cancel()
 
 
-# Shown at work
+# The server at work
 
 
 async def echo(stream: WsByteStream) -> None:
@@ -80,13 +81,13 @@ async def main() -> None:
             await stream.send_all(b"before")
             print("client: received", bytes(await stream.receive_some()))
             signal.raise_signal(signal.SIGTERM)
-            while await is_admitted(url):  # until the server has seen the signal
+            while await is_admitted(url):  # The server has not seen the signal yet.
                 pass
-            print("client: nobody else is admitted")
+            print("client: the server accepts no new connection")
             await stream.send_all(b"after")
             print("client: received", bytes(await stream.receive_some()))
         print("client:", stream.closed)
-    print("server: ended")
+    print("server: has ended")
 
 
 if __name__ == "__main__":

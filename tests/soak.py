@@ -1,15 +1,17 @@
-"""Connections that come, talk, half-close, get cut and go, for minutes; then nothing is left.
+"""Open, use, cut and close connections for minutes, and check that nothing is lost or left.
 
     python -m tests.soak [--minutes 15] [--seed N]
 
-Clients and servers live in this process, on loopback; half of the connections are over TLS. What
-a connection does is random, and fixed by the seed and its number (`Talk`). Both ends send at
-once, and know what the other sends. Where the end is clean, all of it must have arrived, by its
-SHA-256; where it is not, a prefix of it. No cut may look like a clean end, and nothing may hang.
+Clients and servers live in this process, on loopback. Half of the connections use TLS. What a
+connection does is random, but the seed and the number of the connection determine it (`Talk`). Both
+ends send at once, and each knows what the other sends. If the end is clean, all data must have
+arrived, which its SHA-256 shows. If the end is not clean, a prefix of the data must have arrived.
+No cut may look like a clean end, and nothing may hang.
 
-Now and then everybody pauses (`take_sample`). Then no task, file or object of a connection may
-be left; and after a warm-up neither the memory of the process nor the number of all its Python
-objects may grow. Exits with 1, and the reason, if anything is wrong. It reads ``/proc``: Linux.
+Now and then all connections pause (`take_sample`). At that moment no task, file or object of a
+connection may be left. After a warm-up, neither the memory of the process nor the number of its
+Python objects may grow. The program exits with 1 and prints the reason if anything is wrong. It
+reads ``/proc``, so it runs on Linux only.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ from .support.transports import CLIENT_TLS, SERVER_TLS
 WORKERS: Final = 48  # connections at a time
 SAMPLES: Final = 30
 WARM_UP: Final = 6  # samples
-PATIENCE: Final = 60.0  # seconds that a connection may take, before it is said to hang
+PATIENCE: Final = 60.0  # seconds; a connection that takes longer hangs
 MAX_SIZE: Final = 1_000_000  # bytes that one end sends
-# How much the median of the last third of the samples may be above that of the first:
+# How far the median of the last third of the samples may be above that of the first third:
 MAX_MORE_MEMORY: Final = 8.0  # MiB
 MAX_MORE_OBJECTS: Final = 200
 
@@ -64,14 +66,14 @@ OF_A_CONNECTION: Final = (
     *(WsByteStream, Subscription, WebSocketConnection),
     *(trio.SocketStream, trio.SSLStream, trio.MemoryReceiveChannel),
 )
-LISTENERS: Final = 2  # Trio's loop of each holds the stream that it accepted last
+LISTENERS: Final = 2  # Trio's loop for each keeps the stream that it accepted last.
 BLOCK: Final = random.Random(0).randbytes(2 * MAX_SIZE)
 
 HALF_CLOSE, CLIENT_CLOSES, SERVER_CLOSES = "both half-close", "client closes", "server closes"
 COMPLETE: Final = (HALF_CLOSE, CLIENT_CLOSES, SERVER_CLOSES)
 ABNORMAL, CUT, CANCELLED = "client closes with 4000", "client's TCP is cut", "client is cancelled"
 SERVER_DROPS, HANGS_UP, REFUSED = "server drops", "hangs up in the handshake", "is refused"
-WAYS: Final = {  # how often; and the code that the client's `StreamClosed` tells, if it opens
+WAYS: Final = {  # how often each is chosen, and the code of the client's `StreamClosed` if any
     HALF_CLOSE: (6, 1000),
     CLIENT_CLOSES: (3, 1000),
     SERVER_CLOSES: (3, 1000),
@@ -85,12 +87,12 @@ WAYS: Final = {  # how often; and the code that the client's `StreamClosed` tell
 
 
 class Wrong(Exception):
-    """What this is here to find."""
+    """Something that this program looks for has gone wrong."""
 
 
 @attrs.define
 class Talk:
-    """What one connection does."""
+    """What one connection does, chosen at random."""
 
     number: int
     chance: random.Random = attrs.field(repr=False)
@@ -127,7 +129,7 @@ async def dawdle(chance: random.Random) -> None:
 
 
 async def send(stream: WsByteStream, data: memoryview, chance: random.Random) -> None:
-    """In pieces, with pauses and pings. If it breaks, the receivers tell whether it may."""
+    """Send in pieces, with pauses and pings. If the stream breaks, the receivers judge that."""
     with contextlib.suppress(trio.BrokenResourceError):
         while data:
             if chance.random() < 0.05:
@@ -139,12 +141,12 @@ async def send(stream: WsByteStream, data: memoryview, chance: random.Random) ->
 
 
 async def ping(stream: WsByteStream) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):  # a half-close has come
+    with contextlib.suppress(trio.BrokenResourceError):  # The peer has half-closed.
         await stream.ping()
 
 
 async def receive(stream: WsByteStream, expected: memoryview, chance: random.Random) -> None:
-    """All that is expected, and no byte more; the end may come later."""
+    """Receive exactly what is expected. The end of the stream may come later."""
     digest, size = hashlib.sha256(), 0
     while size < len(expected):
         chunk = await stream.receive_some(chance.choice([None, None, 1000, 70_000]))
@@ -158,7 +160,7 @@ async def receive(stream: WsByteStream, expected: memoryview, chance: random.Ran
 
 
 async def receive_until_broken(stream: WsByteStream, expected: memoryview) -> WsStreamError:
-    """A prefix of what is expected. Returns why it broke."""
+    """Receive a prefix of what is expected, and return the error that ended it."""
     received = bytearray()
     try:
         async for chunk in stream:
@@ -180,7 +182,7 @@ async def exchange(
     half_closes: bool,
     closes: bool,
 ) -> None:
-    """All of it, both ways; and the peer's end, unless this end closes."""
+    """Exchange all data both ways. Receive the peer's end too, unless this end closes."""
 
     async def send_all() -> None:
         await send(stream, outgoing, chance)
@@ -203,7 +205,7 @@ async def exchange_until_broken(
     *,
     error: type[WsStreamError] = ConnectionLost,
 ) -> None:
-    """Until ``error``, which is the end that this must have."""
+    """Exchange data until the stream breaks, and check that it broke with ``error``."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send, stream, outgoing, chance)
         reason = await receive_until_broken(stream, incoming)
@@ -212,9 +214,9 @@ async def exchange_until_broken(
 
 
 def subscribe(stream: WsByteStream, chance: random.Random, nursery: trio.Nursery) -> None:
-    """Some that read all, that leave early, and that never read."""
+    """Add subscribers: some read all events, some leave early, and some never read."""
     for count in chance.sample([None, None, 1, 0], chance.randrange(4)):
-        # Who never reads would stop a connection with backpressure, as it should.
+        # With backpressure, a subscriber that never reads would rightly stop the connection.
         backpressure = count is None and chance.random() < 0.5
         channel = stream.subscribe(chance.choice([0, 1, 64]), backpressure=backpressure)
         if count != 0:
@@ -236,7 +238,7 @@ async def follow(channel: trio.MemoryReceiveChannel[WsEvent], count: int | None)
 
 
 class Soak:
-    """Servers, clients, and what they have done."""
+    """All servers and clients, and counts of what they have done."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -248,7 +250,7 @@ class Soak:
         self.ports: dict[bool, int] = {}  # with TLS, and without
 
     async def run(self, minutes: float) -> None:
-        """Raises `Wrong`."""
+        """Run all connections, and raise `Wrong` if something has gone wrong."""
         async with trio.open_nursery() as nursery:
             for is_secure, context in [(False, None), (True, SERVER_TLS)]:
                 serve = partial(serve_ws, self.serve, "127.0.0.1", 0, context, accept=judge)
@@ -282,7 +284,7 @@ class Soak:
 
     @contextlib.contextmanager
     def blaming(self, talk: Talk, side: str) -> Iterator[None]:
-        """Print what is wrong at once: when all others have been cancelled, it is one of many."""
+        """Print the first error at once, before the errors of all cancelled connections follow."""
         try:
             yield
         except Exception as error:
@@ -293,7 +295,7 @@ class Soak:
             raise
 
     async def connect(self, talk: Talk) -> None:
-        """A client."""
+        """Be the client of one connection."""
         tcp = await trio.open_tcp_stream("127.0.0.1", self.ports[talk.is_secure])
         scheme = "wss" if talk.is_secure else "ws"
         url = f"{scheme}://localhost/{talk.way == REFUSED}/{talk.number}"
@@ -358,7 +360,7 @@ class Soak:
                 await exchange_until_broken(stream, *data)
 
     async def serve(self, stream: WsByteStream) -> None:
-        """The servers' handler."""
+        """Be the server of one connection: the handler of both servers."""
         assert stream.path
         talk = self.talks[int(stream.path.rpartition("/")[2])]
         chance = random.Random(f"{self.seed} {talk.number} server")
@@ -401,7 +403,7 @@ def port_of(listener: Any) -> int:
     return port
 
 
-# What is left
+# Checks of what is left over
 
 
 def count_tasks_and_files() -> tuple[int, int]:
@@ -409,10 +411,14 @@ def count_tasks_and_files() -> tuple[int, int]:
 
 
 async def take_sample(idle: tuple[int, int]) -> tuple[float, int]:
-    """MiB of memory and Python objects, with no connection: raises `Wrong` if one is left."""
+    """Return the memory in MiB and the number of Python objects while no connection is open.
+
+    Raises:
+      Wrong: A task, a file or an object of a connection is left.
+    """
     with trio.move_on_after(PATIENCE):
         while count_tasks_and_files() != idle:  # noqa: ASYNC110
-            await trio.sleep(0.01)  # servers are about to end
+            await trio.sleep(0.01)  # The servers are about to end.
     if (now := count_tasks_and_files()) != idle:
         raise Wrong(f"tasks and files: there were {idle}, and now there are {now}")
     gc.collect()
@@ -424,7 +430,7 @@ async def take_sample(idle: tuple[int, int]) -> tuple[float, int]:
 
 
 def memory() -> float:
-    """MiB that this process has now."""
+    """Return the memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -438,7 +444,7 @@ def check_growth(samples: list[tuple[float, int]]) -> None:
         strict=True,
     ):
         growth = statistics.median(values[-third:]) - statistics.median(values[:third])
-        print(f"{name}: growth {growth:+.1f}, of which {limit} may be chance")
+        print(f"{name}: growth {growth:+.1f}, of which up to {limit} is tolerated")
         if growth > limit:
             raise Wrong(f"{name}: grows, by {growth:.1f} from the first third to the last")
 
@@ -460,7 +466,7 @@ def main() -> None:
     finally:
         for way, (_, code) in WAYS.items():
             print(f"{soak.done[way]:9,}  {way}" + (f": ended with {code}" if code else ""))
-    print("Nothing was lost, and nothing is left.")
+    print("Nothing was lost, and nothing is left over.")
 
 
 if __name__ == "__main__":

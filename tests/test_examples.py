@@ -84,10 +84,10 @@ async def test_shutdown_lets_the_open_connection_finish() -> None:
     assert "client: StreamClosed(code=1000, reason='', clean=True, error=None)" in lines
     for line in lines:
         print(line)
-    stopped = lines.index("server: no more connections; waiting for the open ones")
-    assert stopped < lines.index("client: nobody else is admitted")
+    stopped = lines.index("server: accepting no more connections, and waiting for the open ones")
+    assert stopped < lines.index("client: the server accepts no new connection")
     assert lines.index("client: received b'after'") > stopped
-    assert lines[-1] == "server: ended"
+    assert lines[-1] == "server: has ended"
 
 
 def load(name: str) -> ModuleType:

@@ -1,9 +1,9 @@
-"""Run the Autobahn Testsuite against an echo on `WsByteStream`, in both roles; on loopback.
+"""Run the Autobahn Testsuite against an echo on `WsByteStream`, in both roles, on loopback.
 
     python -m tests.autobahn PYTHON [CASE ...]
 
-PYTHON is a Python 2.7 that has the suite. With CASEs, only these are run. Exits with 1 if the
-suite does not say what docs/autobahn.rst lists.
+PYTHON is a Python 2.7 in which the suite is installed. With CASEs, only these cases run. The
+program exits with 1 if the suite judges a case in another way than docs/autobahn.rst lists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG = StreamConfig(max_message_size=1 << 24, text=TextPolicy.AS_BYTES)
 
 
 async def answer(stream: WsByteStream, echo: str) -> None:
-    """Send back what comes, as the list says, until the suite ends the case."""
+    """Send back what comes, in the way that ``echo`` names, until the suite ends the case."""
     together = int(echo) if echo.isdigit() else 1
     received = bytearray()
     try:
@@ -40,11 +40,11 @@ async def answer(stream: WsByteStream, echo: str) -> None:
                 await stream.send_all(received)
                 received = bytearray()
     except trio.BrokenResourceError:
-        pass  # many cases end like that, and the suite sees how
+        pass  # Many cases end like this, and the suite judges how.
 
 
 async def run_as_server(python: str, cases: list[Case], folder: Path) -> None:
-    """The suite is a client. It asks for the kind of echo with the path of its URL."""
+    """Run the suite as a client. The path of its URL names the kind of echo."""
     by_echo: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         by_echo[case.echo].append(case.number)
@@ -70,7 +70,7 @@ async def run_as_server(python: str, cases: list[Case], folder: Path) -> None:
 
 
 async def run_as_client(python: str, cases: list[Case], folder: Path) -> None:
-    """The suite is a server. It is asked for each case, and then for its reports."""
+    """Run the suite as a server. Ask it for each case, and then for its reports."""
     specification = folder / "specification.json"
     numbers = [case.number for case in cases]
     specification.write_text(
@@ -100,7 +100,7 @@ async def drain(pipe: trio.abc.ReceiveStream) -> None:
 
 
 def reported(folder: Path) -> dict[str, tuple[str, str]]:
-    """Of each case, what the suite says of the messages, and of the closing."""
+    """Return for each case how the suite judges its messages, and how its closing."""
     return {
         number: (result["behavior"], result["behaviorClose"])
         for index in folder.glob("*/index.json")
@@ -110,7 +110,7 @@ def reported(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def check(role: str, cases: list[Case], results: dict[str, tuple[str, str]]) -> bool:
-    """Compare with the list; say what is otherwise."""
+    """Compare the results with the list, print the differences, and return whether all agree."""
     wrong = []
     for case in cases:
         closing = "INFORMATIONAL" if case.result == "INFORMATIONAL" else "OK"
@@ -121,7 +121,7 @@ def check(role: str, cases: list[Case], results: dict[str, tuple[str, str]]) -> 
 
 
 def check_is_complete(python: str, cases: list[Case]) -> None:
-    """Whether the list has each of the suite's cases, once."""
+    """Exit with an error unless the list has each of the suite's cases once."""
     said = subprocess.run(
         [python, str(LAUNCHER), "--cases"], check=True, capture_output=True, text=True
     )

@@ -11,15 +11,15 @@ LIST = Path(__file__).parent.parent.parent / "docs" / "autobahn.rst"
 
 
 class Case(NamedTuple):
-    """What is done about one case.
+    """How one case is run.
 
     Attributes:
-      number: the suite's.
-      echo: how the suite's is answered: ``each read``, ``nothing``, or how many bytes together;
-          empty if it is not run.
-      result: what the suite says then.
-      is_rewritten: whether tests/test_autobahn.py has one of ours.
-      why: it is not run, or rewritten as well.
+      number: the number that the suite gives the case.
+      echo: how the echo answers: ``each read``, ``nothing``, or a number of bytes that it gathers
+          and sends as one message; empty if the suite's case is not run.
+      result: the word with which the suite judges the case.
+      is_rewritten: whether tests/test_autobahn.py has a test with this number.
+      why: the reason why the case is not run, or is also written again.
     """
 
     number: str
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def read_cases() -> list[Case]:
-    """All cases, in the order of the list."""
+    """Return all cases, in the order of the list."""
     lines = [line.strip() for line in LIST.read_text().splitlines() if line.startswith('   "')]
     return [
         Case(number, echo, result, rewritten == "yes", why)
@@ -40,7 +40,7 @@ def read_cases() -> list[Case]:
 
 
 def _expand(numbers: str) -> Iterator[str]:
-    """``1.1 2.1-2.3`` is 1.1, 2.1, 2.2 and 2.3."""
+    """Yield the numbers in a list such as ``1.1 2.1-2.3``: 1.1, 2.1, 2.2 and 2.3."""
     for span in numbers.split():
         first, _, last = span.partition("-")
         section, _, start = first.rpartition(".")

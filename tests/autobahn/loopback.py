@@ -1,7 +1,7 @@
-"""Run the Autobahn Testsuite's ``wstest`` on loopback only. For Python 2.7, as the suite is.
+"""Run the Autobahn Testsuite's ``wstest`` on loopback only. This is Python 2.7, as the suite is.
 
-``wstest`` listens on every interface. Here it listens on 127.0.0.1, at a port that is free, and
-says which: ``PORT n`` on standard output. With ``--cases`` it lists all its cases instead.
+``wstest`` itself listens on every interface. This program makes it listen on a free port of
+127.0.0.1, and prints the line ``PORT n``. With ``--cases`` it lists all cases instead.
 
     python2.7 loopback.py --cases | MODE SPECIFICATION.json
 """
@@ -27,7 +27,7 @@ def list_cases():
 
 def listen_on_loopback(port, factory, backlog=50, interface=""):
     listener = listen(0, factory, backlog, "127.0.0.1")
-    factory.externalPort = listener.getHost().port  # what a client's Host header must name
+    factory.externalPort = listener.getHost().port  # A client's Host header must name this port.
     sys.stdout.write("PORT " + str(factory.externalPort) + "\n")
     sys.stdout.flush()
     return listener

@@ -2,8 +2,9 @@
 
     python -m tests.fuzz TARGET FOLDER [option of libFuzzer ...]
 
-FOLDER keeps what was found to be new from one run to the next. An input that breaks a property is
-written to ``crash-...`` in it: as a line of ``tests/corpus/TARGET.txt`` it becomes a test.
+FOLDER keeps the inputs that reached new code, for the next run. An input that breaks a property is
+written to a file ``crash-...`` in FOLDER. Add it as a line to ``tests/corpus/TARGET.txt``, and it
+becomes a test.
 """
 
 from __future__ import annotations

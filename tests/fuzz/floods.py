@@ -1,4 +1,4 @@
-"""What costs a peer little to say, over and over. It must cost us no more than in proportion."""
+"""Floods of input that costs a peer little. The work for it must grow only in proportion to it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ FLOODS: dict[str, Callable[[int], list[bytes]]] = {
     ),
     "pings, a byte for each read": lambda n: _in_reads(_frame(PING, b"x" * 125) * (n // 64), 1),
 }
-"""Each takes how often, and gives the reads that a server has of it."""
+"""The floods by name. Each takes a count and returns the reads in which a server gets the flood."""
 
 
 def endure(reads: list[bytes], text: TextPolicy) -> None:
-    """What a stream does about it, without the stream: somebody receives now and then."""
+    """Do with ``reads`` what a stream does whose caller receives now and then, but without I/O."""
     protocol = Protocol(client=False, config=StreamConfig(text=text, receive_buffer_size=ROOMY))
     for n, data in enumerate(reads):
         protocol.receive_data(data)

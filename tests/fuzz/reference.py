@@ -1,6 +1,7 @@
-"""RFC 6455 once more, as plainly as can be: what a whole stream of bytes says.
+"""A second decoder of RFC 6455, written as plainly as possible, for a whole stream of bytes.
 
-It knows nothing of reads that cut frames, and is in no hurry. The fuzz targets compare with it.
+It has all bytes at once, so no read cuts a frame, and it need not be fast. The fuzz targets compare
+the library with it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
 class Binary(NamedTuple):
-    """What there is of the payload of a binary frame."""
+    """The payload of a binary frame, as far as it is there."""
 
     payload: bytes
 
 
 class Text(NamedTuple):
-    """What there is, and is valid, of the payload of a text frame."""
+    """The payload of a text frame, as far as it is there and is valid UTF-8."""
 
     payload: bytes
     ends_message: bool
 
 
 class Control(NamedTuple):
-    """A control frame. Nothing counts that comes after a Close."""
+    """A control frame. Everything after a Close is ignored."""
 
     opcode: int
     payload: bytes
@@ -35,7 +36,7 @@ class Control(NamedTuple):
 
 
 class Wrong(NamedTuple):
-    """The frame that broke the rules, or the text that did; nothing counts after it."""
+    """A frame or a text that broke the rules. Everything after it is ignored."""
 
     code: int
 
@@ -44,7 +45,7 @@ Part = Binary | Text | Control | Wrong
 
 
 def read(data: bytes, *, from_client: bool) -> Iterator[Part]:
-    """What ``data`` says; a frame that is not complete counts as far as it matters."""
+    """Yield what ``data`` means. An incomplete data frame yields the payload that is there."""
     opcode_of_message = None  # while one is unfinished
     text = b""
     while len(data) >= 2:
@@ -100,11 +101,11 @@ def read(data: bytes, *, from_client: bool) -> Iterator[Part]:
 
 
 TAILS = [bytes(tail) for n in range(4) for tail in itertools.product((0x80, 0xBF), repeat=n)]
-"""Some of these completes any character of UTF-8 that has begun."""
+"""One of these completes any UTF-8 character whose first bytes are there."""
 
 
 def longest_valid(text: bytes, *, is_whole: bool) -> int:
-    """How many bytes there are before the first with which ``text`` cannot be UTF-8 any more."""
+    """Return how many bytes come before the first one after which ``text`` cannot be UTF-8."""
     if is_utf8(text):
         return len(text)
 
@@ -123,7 +124,7 @@ def is_utf8(text: bytes) -> bool:
 
 
 def read_close(payload: bytes) -> tuple[int, str] | Wrong:
-    """Code and reason of a Close."""
+    """Return the code and the reason in the payload of a Close."""
     if not payload:
         return 1005, ""
     code = int.from_bytes(payload[:2], "big")

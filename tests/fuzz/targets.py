@@ -1,9 +1,10 @@
-"""What is fuzzed, and what must hold for every input. Each target raises if it does not.
+"""The fuzz targets: what is fuzzed, and what must hold for every input.
 
-An input's first five bytes choose sides, settings and cuts (`Setting`); the rest is what the peer
-says. Whatever it is and however it is cut into reads, the outcome must be what `reference` makes
-of the whole: the same payload, events and end, no exception but our own, and no memory beyond
-a frame's header and the settings' bounds.
+The first five bytes of an input choose the side, the settings and the cuts (`Setting`). The rest is
+what the peer sends. Whatever it is, and however it is cut into reads, the outcome must be what
+`reference` makes of the whole: the same payload, events and end. No exception may come but those of
+the library, and no more may be kept than a frame's header and what the settings allow. A target
+raises an exception if this does not hold.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ MAX_UNDECODED = MAX_HEADER + MAX_CONTROL_PAYLOAD
 
 
 class Setting(NamedTuple):
-    """How an input is to be taken."""
+    """How an input is run."""
 
     client: bool
     config: StreamConfig
     seed: int
     queue_size: int
     share: float
-    """Of what the peer says, how much comes before the takeover."""
+    """How much of what the peer sends comes before the takeover, from 0 to 1."""
 
     @classmethod
     def of(cls, head: bytes) -> Setting:
@@ -85,7 +86,7 @@ def split(data: bytes) -> tuple[Setting, bytes]:
 
 
 def cut(data: bytes, seed: int) -> Iterator[bytes]:
-    """Into reads of one byte, and of random sizes."""
+    """Cut ``data`` into reads of one byte if ``seed`` is 0, else into reads of random sizes."""
     choice = random.Random(seed).choice
     start = 0
     while start < len(data):
@@ -98,7 +99,7 @@ def cut(data: bytes, seed: int) -> Iterator[bytes]:
 
 
 def decoded(chunks: Iterable[bytes], *, client: bool) -> Iterator[Part]:
-    """As `reference.read`, by `Decoder`."""
+    """Yield what `Decoder` makes of ``chunks``, in the form of `reference.read`."""
     decoder = Decoder(client=client)
     for chunk in chunks:
         decoder.feed(chunk)
@@ -126,7 +127,7 @@ def decoded(chunks: Iterable[bytes], *, client: bool) -> Iterator[Part]:
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
-    """Payload without its cuts."""
+    """Return ``parts`` with neighbouring pieces of payload joined."""
     result: list[Part] = []
     for part in parts:
         last = result[-1] if result else None
@@ -140,7 +141,7 @@ def joined(parts: Iterable[Part]) -> list[Part]:
 
 
 def decoder(data: bytes) -> None:
-    """The same frames, however they are cut."""
+    """Check that the decoder finds the same frames however the input is cut."""
     setting, said = split(data)
     expected = joined(reference.read(said, from_client=not setting.client))
     for chunks in [said], cut(said, 0), cut(said, setting.seed):
@@ -151,14 +152,14 @@ def decoder(data: bytes) -> None:
 
 
 class Outcome(NamedTuple):
-    """What the peer's words must lead to.
+    """What the peer's input must lead to.
 
     Attributes:
-      payload: what can be received.
-      events: what subscribers see; errors by type and close code.
-      end: why no more comes: None is a clean end, an empty string that more may come.
-      pongs: what is owed for pings.
-      answer: the Close that is owed, or None; of a failure only its code.
+      payload: the bytes that can be received.
+      events: what subscribers see. An error stands as its type and close code.
+      end: why no more comes: None for a clean end, "" if more may come, else the type of the error.
+      pongs: the payloads of the Pongs that are owed.
+      answer: the Close that is owed, or None. Of a failure it is the code only.
     """
 
     payload: bytes
@@ -214,14 +215,14 @@ def outcome(parts: Iterable[Part], config: StreamConfig) -> Outcome:
 
 
 def plain(event: WsEvent) -> WsEvent | tuple[type[Exception], int]:
-    """An event as `Outcome` has it."""
+    """Return an event in the form that `Outcome` has."""
     if isinstance(event, ErrorOccurred):
         return type(event.error), getattr(event.error, "close_code", 0)
     return event
 
 
 def replies(data: bytes, *, client: bool) -> list[Control]:
-    """The control frames that we sent: legal, whole, and none after a Close."""
+    """Return the control frames that we sent, after checking that they are legal and complete."""
     parts = list(reference.read(data, from_client=client))
     assert all(isinstance(part, Control) for part in parts), parts
     controls = [part for part in parts if isinstance(part, Control)]
@@ -230,7 +231,7 @@ def replies(data: bytes, *, client: bool) -> list[Control]:
 
 
 def protocol(data: bytes) -> None:
-    """The same events, payload and answers, however it is cut; and legal whatever we do."""
+    """Check that events, payload and answers are the same for every cut, and always legal."""
     setting, said = split(data)
     parts = list(reference.read(said, from_client=not setting.client))
     expected = outcome(parts, setting.config)
@@ -263,7 +264,7 @@ def check_protocol(chunks: Iterable[bytes], setting: Setting, expected: Outcome)
 
 
 def check_busy_protocol(said: bytes, setting: Setting, expected: Outcome) -> None:
-    """While this side does everything that it can do, too."""
+    """Check the protocol while this side sends, closes and receives at random too."""
     ours = Protocol(client=setting.client, config=setting.config)
     rng = random.Random(setting.seed)
     events, received, sent, stopped = [], b"", b"", False
@@ -309,7 +310,7 @@ def check_busy_protocol(said: bytes, setting: Setting, expected: Outcome) -> Non
 
 
 def takeover(data: bytes) -> None:
-    """Nothing is lost and nothing comes twice, wherever trio-websocket was."""
+    """Check that a takeover at any point loses nothing and repeats nothing."""
     setting, said = split(data)
     trio.run(check_takeover, setting, said, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -333,7 +334,7 @@ async def check_takeover(setting: Setting, said: bytes) -> None:
                 await theirs.send_all(said[before:])
                 await theirs.send_eof()
             except trio.BrokenResourceError:
-                pass  # the connection has been failed before
+                pass  # The connection was failed before this.
             try:
                 async for chunk in stream:
                     received += chunk
@@ -350,14 +351,14 @@ async def check_takeover(setting: Setting, said: bytes) -> None:
     expected = outcome(reference.read(said, from_client=from_client), config)
     met = outcome(reference.read(said[:before], from_client=from_client), config)
     if met.end is ProtocolViolation:
-        # trio-websocket has met it. With it, it dropped what it had of the same frame.
+        # trio-websocket met the violation itself. It dropped its part of the same frame.
         assert expected.payload.startswith(received)
         assert end in (ProtocolViolation, AbnormalClosure)
     else:
         assert received == expected.payload
         assert end is (ConnectionLost if expected.end == "" else expected.end)
         pongs = [control.payload for control in controls if control.opcode == PONG]
-        if expected.end == "":  # TCP may have ended before they could be sent
+        if expected.end == "":  # TCP may have ended before the Pongs could be sent.
             rest = iter(expected.pongs)
             assert all(pong in rest for pong in pongs)
         else:
@@ -369,11 +370,11 @@ CORPUS = Path(__file__).parent.parent / "corpus"
 TARGETS = {"decoder": decoder, "protocol": protocol, "takeover": takeover}
 
 
-# What fuzzing starts from
+# The inputs that fuzzing starts from
 
 
 def seeds() -> list[bytes]:
-    """Short conversations with everything in them, to a server and to a client."""
+    """Return short inputs that contain every kind of frame, to a server and to a client."""
     word = "aé€𝄞".encode()
     speeches: list[list[tuple[int, bytes]]] = [
         [(BINARY, b"x" * 3), (BINARY | 0x100, b"ab"), (PING, b"p"), (0x100, b""), (0, b"cd")],
@@ -393,7 +394,7 @@ def seeds() -> list[bytes]:
     for n, speech in enumerate(speeches):
         for client in (False, True):
             for more in (0, 2, 4, 16, 34) if len(speech[0][1]) < 4096 else (34,):
-                # With a key of zeros a fuzzer can see what is in a frame.
+                # A key of zeros lets the fuzzer see the payload of a frame.
                 key = b"" if client else bytes(4) if more < 16 else b"\x01\x23\x45\x67"
                 said = b"".join(plain_frame(*frame, key=key) for frame in speech)
                 head = bytes((client | more | n % 4 << 5, n, 4 + n % 3, 37 * n % 256, 0))
@@ -413,17 +414,17 @@ def seeds() -> list[bytes]:
 
 LENGTHS = [(125, 2), (126, 2), (65535, 8), (65536, 8), ((1 << 63) - 1, 8), (1 << 63, 8)]
 CODES = [999, 1000, 1003, 1004, 1005, 1006, 1007, 1014, 1015, 1016, 2999, 3000, 4999, 5000]
-"""Both sides of what is legal; of the lengths, with how many bytes each is written."""
+"""Values on both sides of each limit. A length comes with the number of bytes that encode it."""
 
 
 def corpus(name: str) -> list[bytes]:
-    """What fuzzing has found to be worth keeping: a line of hexadecimal digits each."""
+    """Return the inputs that fuzzing found worth keeping. Each is a line of hexadecimal digits."""
     lines = (CORPUS / f"{name}.txt").read_text().splitlines()
     return [bytes.fromhex(line) for line in lines if not line.startswith("#")]
 
 
 def plain_frame(opcode: int, payload: bytes, *, key: bytes) -> bytes:
-    """A frame; without FIN if ``opcode`` has 0x100, not masked if ``key`` is empty."""
+    """Return a frame: without FIN if ``opcode`` has 0x100, unmasked if ``key`` is empty."""
     first = opcode & 15 | (0 if opcode & 0x100 else FIN)
     header = encode_header(first, len(payload), MASKED if key else 0)
     return header + key + (apply_mask(payload, key) if key else payload)

@@ -1,4 +1,4 @@
-"""Headless Chromium, with one page open (``browser.html``) that runs scripts and tells results."""
+"""Headless Chromium with one page, ``browser.html``, which runs scripts and gives their results."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .peer import HERE, need_program
 
 
 class ScriptError(Exception):
-    """A script in the page has thrown this."""
+    """A script in the page has thrown an exception."""
 
 
 class Browser:
     """The page in Chromium.
 
     Attributes:
-      origin (str): the page's.
+      origin (str): the origin of the page.
     """
 
     def __init__(self, server: _PageServer, process: subprocess.Popen[bytes]) -> None:
@@ -41,7 +41,7 @@ class Browser:
         """Run ``script``, the body of an async function of ``args``, and return its result.
 
         Raises:
-          ScriptError: it threw.
+          ScriptError: The script threw an exception.
         """
         path = f"/result/{next(self._numbers)}"
         token = trio.lowlevel.current_trio_token()
@@ -55,7 +55,7 @@ class Browser:
         return result.get("value")
 
     def kill(self) -> None:
-        """End all its processes, with no time for a last word."""
+        """Kill all processes of the browser at once."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -63,7 +63,7 @@ class Browser:
 
 @contextmanager
 def open_browser(profile: Path) -> Iterator[Browser]:
-    """Start Chromium, with a new ``profile``; skips if it is not installed."""
+    """Start Chromium with a new ``profile``. The test is skipped if Chromium is not installed."""
     command = [need_program("chromium"), "--headless=new", "--no-sandbox", "--disable-gpu"]
     command += ["--disable-background-networking", "--disable-component-update"]
     command += ["--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}"]
@@ -83,13 +83,13 @@ def open_browser(profile: Path) -> Iterator[Browser]:
 
 
 class _PageServer(ThreadingHTTPServer):
-    """Serves the page, gives it the scripts and takes the results."""
+    """An HTTP server that serves the page, gives it scripts and takes their results."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _PageRequest)
         self.origin = f"http://127.0.0.1:{self.server_port}"
-        self.is_open = threading.Event()  # the page, which has asked for a script
-        self.scripts = queue.SimpleQueue[bytes | None]()  # None: there will be no more
+        self.is_open = threading.Event()  # set when the page has asked for a script
+        self.scripts = queue.SimpleQueue[bytes | None]()  # None ends the page's waiting
         self.results: dict[str, Callable[[dict[str, Any]], None]] = {}
 
 
@@ -111,7 +111,7 @@ class _PageRequest(BaseHTTPRequestHandler):
         try:
             self.server.results[self.path](result)
         except trio.RunFinishedError:
-            pass  # the test that has asked has ended
+            pass  # The test that asked has ended.
         self._answer(b"", "text/plain")
 
     def _answer(self, body: bytes, kind: str) -> None:

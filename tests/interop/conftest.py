@@ -1,4 +1,4 @@
-"""One process a class, and its roles."""
+"""Fixtures: one process of the other program for each class of tests, in each of its roles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Where a test meets a peer, it does so in each of the roles that the peer has."""
+    """Run a test that uses ``role`` once for each role that the other program has."""
     if "role" in metafunc.fixturenames:
         metafunc.parametrize("role", metafunc.cls.roles)
 
@@ -33,12 +33,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def peer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Peer]:
-    """The peer of this class of tests."""
+    """Start the other program for a class of tests."""
     with Peer(request.cls.command(), tmp_path_factory.mktemp("peer")) as running:
         yield running
 
 
 @pytest.fixture
 def meet(peer: Peer, role: str) -> Meet:
-    """`Peer.meet`, in the role at hand."""
+    """Return `Peer.meet` for the role at hand."""
     return partial(peer.meet, role)

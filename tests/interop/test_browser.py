@@ -1,6 +1,7 @@
-"""A browser, headless Chromium: by ``WebSocket`` and by ``WebSocketStream``. It is a client only.
+"""Tests with headless Chromium, through ``WebSocket`` and ``WebSocketStream``. It is a client only.
 
-`meeting` opens ``it`` in the page, whatever the API; its methods are in ``browser.html``.
+`meeting` opens a connection in the page, with either API. In scripts its name is ``it``, and its
+methods are in ``browser.html``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @asynccontextmanager
 async def listening(**options: Any) -> AsyncGenerator[tuple[WsListener, str], None]:
-    """A listener with ``options``, and its URL."""
+    """Yield a listener with ``options``, and its URL."""
     with trio.fail_after(LIMIT):
         async with background() as nursery:
             (transport_listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -56,7 +57,7 @@ async def listening(**options: Any) -> AsyncGenerator[tuple[WsListener, str], No
 
 @asynccontextmanager
 async def meeting(browser: Browser, api: str, **options: Any) -> AsyncGenerator[WsByteStream, None]:
-    """A stream, with ``it`` in the page at its other end."""
+    """Yield a stream whose other end is ``it`` in the page."""
     async with listening(**options) as (listener, url):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_in_page, browser, api, url)
@@ -117,7 +118,7 @@ async def test_a_page_that_sends_is_held_back_until_we_receive(browser: Browser,
 
 @both_apis
 async def test_a_page_receives(browser: Browser, api: str) -> None:
-    """By ``WebSocketStream`` it holds us back until it reads; ``WebSocket`` has no way to."""
+    """A page that does not read makes us wait with ``WebSocketStream``, not with ``WebSocket``."""
     data = os.urandom(SIZE)
     async with meeting(browser, api) as stream:
         has_sent = trio.Event()
@@ -137,7 +138,7 @@ async def test_a_page_receives(browser: Browser, api: str) -> None:
 
 @both_apis
 async def test_the_browser_answers_our_pings(browser: Browser, api: str) -> None:
-    """Whatever its page does."""
+    """The browser answers pings while its page is busy."""
     async with meeting(browser, api) as stream:
         assert 0 < await stream.ping(b"x" * 125) < LIMIT
 
@@ -218,7 +219,7 @@ OPEN_AND_LEAVE: Final = """
 
 @both_apis
 async def test_a_page_that_is_left_says_that_it_goes_away(browser: Browser, api: str) -> None:
-    """It closes with 1001, which is no end of the stream: something may be missing."""
+    """Leaving a page closes the connection with 1001, which is no end of the stream."""
     async with listening() as (listener, url), trio.open_nursery() as nursery:
         nursery.start_soon(partial(browser.run, OPEN_AND_LEAVE, api=api, url=url))
         stream = await listener.accept()
@@ -247,7 +248,7 @@ LATE = {"WebSocket": "", "WebSocketStream": "InvalidStateError"}
 
 @pytest.mark.parametrize(("api", "late"), LATE.items())
 async def test_a_half_close_closes(browser: Browser, api: str, late: str) -> None:
-    """The browser answers at once; ``WebSocket`` drops what is sent later without a word."""
+    """The browser answers at once. ``WebSocket`` silently drops data that is sent later."""
     async with meeting(browser, api) as stream:
         await stream.send_all(b"hello")
         await stream.send_eof()
@@ -272,7 +273,7 @@ async def test_a_half_close_closes(browser: Browser, api: str, late: str) -> Non
 
 @both_apis
 async def test_a_half_close_cuts_off_what_waits_in_the_browser(browser: Browser, api: str) -> None:
-    """So ask for it only when the page has nothing more to say."""
+    """Data that the page has not yet sent is lost, so half-close only after the page is done."""
     async with meeting(browser, api) as stream:
         await browser.run(HELD_BACK, size=SIZE)
         await stream.send_eof()
@@ -286,7 +287,7 @@ async def test_a_half_close_cuts_off_what_waits_in_the_browser(browser: Browser,
 
 @asynccontextmanager
 async def serving(**options: Any) -> AsyncGenerator[str, None]:
-    """The URL of a server that keeps its streams open."""
+    """Run a server that keeps its streams open, and yield its URL."""
 
     async def handle(_: WsByteStream) -> None:
         await trio.sleep_forever()
@@ -307,7 +308,7 @@ async def test_only_pages_of_admitted_origins_are_served(browser: Browser, api: 
 
 @both_apis
 async def test_subprotocols(browser: Browser, api: str) -> None:
-    """A browser that offers some insists on one."""
+    """A browser that offers subprotocols fails the connection if the server chooses none."""
     async with serving(subprotocols=["best", "good"]) as url:
         assert await open_in_page(browser, api, url, "other", "good") == "good"
         with pytest.raises(ScriptError):

@@ -1,7 +1,7 @@
-"""mosquitto's WebSocket listener (libwebsockets), which is a server only: MQTT, framed by hand.
+"""Tests with mosquitto's WebSocket listener (libwebsockets). It is a server only.
 
-MQTT 3.1.1 is a protocol over a byte stream: a packet is a type, a length and a body (2), and may be
-cut into WebSocket messages anywhere (6).
+The tests frame MQTT 3.1.1 by hand. A packet is a type, a length and a body (section 2), and may be
+cut into WebSocket messages anywhere (section 6).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .peer import need_program
 CONNECT, CONNACK, PUBLISH, SUBSCRIBE, SUBACK = 0x10, 0x20, 0x30, 0x82, 0x90
 PINGREQ, PINGRESP, DISCONNECT = 0xC0, 0xD0, 0xE0
 
-# With WebSocket listeners alone it does not start, and with IPv6 it listens on every interface.
+# mosquitto needs a listener without WebSocket to start. With IPv6 it listens on every interface.
 CONFIGURATION = """
 listener 0 {folder}/socket
 listener {port} 127.0.0.1
@@ -47,7 +47,7 @@ keyfile {folder}/certificate.pem
 
 
 class Mqtt:
-    """Packets over a stream."""
+    """Sends and receives MQTT packets over a stream."""
 
     def __init__(self, stream: WsByteStream) -> None:
         self.stream = stream
@@ -69,12 +69,12 @@ class Mqtt:
         return (await self._received.receive_exactly(1))[0]
 
     async def connect(self) -> None:
-        """With a clean session, 60 seconds of keepalive, and an identifier that it gives (3.1)."""
+        """Send CONNECT (3.1): a clean session, 60 s of keepalive, an identifier from the server."""
         await self.send(CONNECT, text(b"MQTT") + b"\x04\x02" + b"\x00\x3c" + text(b""))
         assert await self.receive() == (CONNACK, b"\x00\x00")
 
     async def subscribe(self) -> None:
-        """To the one topic that there is, with a quality of service of 0 (3.8)."""
+        """Send SUBSCRIBE (3.8) for the only topic, with quality of service 0."""
         await self.send(SUBSCRIBE, b"\x00\x01" + text(b"topic") + b"\x00")
         assert await self.receive() == (SUBACK, b"\x00\x01\x00")
 
@@ -88,7 +88,7 @@ def encode_length(length: int) -> bytes:
 
 
 def text(string: bytes) -> bytes:
-    """1.5.3."""
+    """Encode a string (section 1.5.3)."""
     return len(string).to_bytes(2, "big") + string
 
 
@@ -99,7 +99,7 @@ def need_mosquitto() -> None:
 
 @asynccontextmanager
 async def broker(folder: Path, *, tls: bool = False) -> AsyncGenerator[tuple[Program, str], None]:
-    """mosquitto, and its URL."""
+    """Run mosquitto, and yield it and its URL."""
     port = free_port()
     certificate = AUTHORITY.issue_cert("localhost").private_key_and_cert_chain_pem
     certificate.write_to_path(folder / "certificate.pem")
@@ -115,7 +115,7 @@ async def broker(folder: Path, *, tls: bool = False) -> AsyncGenerator[tuple[Pro
 async def connected(
     folder: Path, *, tls: bool = False
 ) -> AsyncGenerator[tuple[Mqtt, Program], None]:
-    """A client whose CONNECT is acknowledged, and its broker."""
+    """Yield a client whose CONNECT is acknowledged, and the broker."""
     async with (
         broker(folder, tls=tls) as (program, url),
         open_ws_stream(url, CLIENT_TLS, subprotocols=["mqtt"]) as stream,
@@ -172,7 +172,7 @@ async def test_it_notices_an_abrupt_end(tmp_path: Path) -> None:
 
 
 async def test_a_half_close_loses_nothing_that_was_sent_before_it(tmp_path: Path) -> None:
-    """It answers at once. (If it was sending something, it ends TCP in the middle of that.)"""
+    """mosquitto answers at once. If it is sending something, it drops TCP in the middle of it."""
     async with connected(tmp_path) as (mqtt, program):
         await mqtt.send(PUBLISH, text(b"topic") + bytes(200_000))
         await mqtt.stream.send_eof()

@@ -1,7 +1,8 @@
-"""nginx as a reverse proxy in front of a server of ours, plain and with TLS.
+"""Tests with nginx as a reverse proxy in front of a server of ours, with and without TLS.
 
-It knows nothing of WebSocket but the opening handshake, and carries bytes afterwards, pings and
-half-closes among them. When TCP ends on one side, it ends it on the other; also after a silence.
+nginx knows the opening handshake only. After that it carries bytes, and so carries pings and
+half-closes too. When TCP ends on one side, nginx ends it on the other side. It also ends a
+connection on which nothing has passed for a while.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ def need_nginx() -> None:
 async def nginx(
     folder: Path, server_port: int, *, tls: bool = False, timeout: int = 60
 ) -> AsyncGenerator[str, None]:
-    """nginx in front of a server; its URL.
+    """Run nginx in front of a server, and yield its URL.
 
     Args:
-      timeout: seconds of silence until it cuts a connection; 60 is its default.
+      timeout: after how many seconds of silence nginx ends a connection. Its default is 60.
     """
     port = free_port()
     certificate = AUTHORITY.issue_cert("localhost").private_key_and_cert_chain_pem
@@ -109,7 +110,7 @@ async def through_nginx(
     client_config: StreamConfig = QUIET,
     server_config: StreamConfig = QUIET,
 ) -> AsyncGenerator[tuple[WsByteStream, WsByteStream], None]:
-    """Both ends of a connection, client first."""
+    """Yield both ends of a connection through nginx, client first."""
     arrive, arrived = trio.open_memory_channel[WsByteStream](0)
 
     async def handle(stream: WsByteStream) -> None:
@@ -195,7 +196,7 @@ async def test_an_abrupt_end_passes(meet: Meet, ending: str) -> None:
 
 
 async def test_it_cuts_a_silent_connection(meet: Meet) -> None:
-    """On both sides."""
+    """nginx ends TCP on both sides when nothing has passed for its timeout."""
     async with meet(timeout=1) as (client, server):
         await expect_lost(client)
         await expect_lost(server)
@@ -203,7 +204,7 @@ async def test_it_cuts_a_silent_connection(meet: Meet) -> None:
 
 @pytest.mark.parametrize("pinging", ["client", "server"])
 async def test_keepalive_holds_a_silent_connection(meet: Meet, pinging: str) -> None:
-    """For longer than its timeout, whoever pings."""
+    """Pings from either end keep the connection open for longer than nginx's timeout."""
     async with meet(timeout=1, **{f"{pinging}_config": KEEPALIVE}) as (client, server):
         pongs = (client if pinging == "client" else server).subscribe(kinds=PongReceived)
         for _ in range(5):

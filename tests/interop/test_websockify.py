@@ -1,6 +1,6 @@
-"""``websockify``, which carries a WebSocket's bytes on to a TCP server; here a test plays that one.
+"""Tests with ``websockify``, which carries the bytes of a WebSocket to a TCP server.
 
-It is a server only.
+websockify is a server only. The tests themselves are the TCP server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..support.receiving import receive_all
 from .checks import SIZES, closed_with
 from .peer import LIMIT, need_module
 
-RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: close by sending RST
+RESET = struct.pack("ii", 1, 0)  # This value of SO_LINGER makes a close send RST.
 
 
 @attrs.frozen
@@ -36,8 +36,8 @@ class Websockify:
     """A running websockify.
 
     Attributes:
-      port: where it is.
-      target: the listening socket of the TCP server that it connects to.
+      port: the port on which websockify listens.
+      target: the listening socket of the TCP server to which websockify connects.
     """
 
     port: int
@@ -45,7 +45,7 @@ class Websockify:
 
     @asynccontextmanager
     async def meet(self) -> AsyncGenerator[tuple[WsByteStream, trio.SocketStream], None]:
-        """A stream through it, and the other end: the TCP server's side of its connection."""
+        """Yield a stream through websockify, and the TCP server's end of the connection."""
         with trio.fail_after(LIMIT):
             server = trio.SocketListener(trio.socket.from_stdlib_socket(self.target.dup()))
             async with (
@@ -101,7 +101,7 @@ async def test_pings_both_ways(websockify: Websockify) -> None:
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4002, "gr\u00fc\u00dfe \u2713")])
 async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
-    """The TCP server sees no difference."""
+    """The TCP server cannot tell an abrupt end from an ordinary one."""
     async with websockify.meet() as (stream, target):
         await stream.send_all(b"hello")
         await stream.aclose(code, reason)
@@ -110,7 +110,7 @@ async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
 
 
 async def test_the_tcp_server_closes(websockify: Websockify) -> None:
-    """Or half-closes: both ways end."""
+    """A half-close by the TCP server ends both directions too."""
     async with websockify.meet() as (stream, target):
         await target.send_all(b"hello")
         await target.send_eof()
@@ -121,7 +121,7 @@ async def test_the_tcp_server_closes(websockify: Websockify) -> None:
 
 
 async def test_half_close(websockify: Websockify) -> None:
-    """The TCP server has got everything, but cannot answer any more."""
+    """The TCP server receives everything, but it can no longer answer."""
     data = os.urandom(1_000_003)
     async with websockify.meet() as (stream, target):
 

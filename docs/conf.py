@@ -1,0 +1,43 @@
+"""The configuration of Sphinx: ``nox -s docs`` builds the documentation."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+_project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+
+project = "trio-wsstream"
+author = "the authors of trio-wsstream"
+copyright = author
+version = release = _project["version"]
+
+extensions = ["diagrams", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+nitpicky = True  # A reference to a name of this library that does not exist is an error.
+nitpick_ignore_regex = [
+    # The documentation of other packages is not linked, because the build needs no network.
+    (r"py:.*", r"(?!trio_wsstream).*"),
+]
+default_role = "py:obj"
+highlight_language = "python"
+smartquotes = False  # Options such as --help keep their hyphens.
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True  # Attributes are listed with their class, and not a second time.
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+html_static_path = ["_static"]
+html_css_files = ["diagrams.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_copyright = False
