@@ -119,7 +119,8 @@ def listen(port: int) -> socket.socket:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    sys.stdout.write(f"{text}\n")  # in one piece: all processes write to the same place
+    sys.stdout.flush()
 
 
 # Shown at work
