@@ -26,7 +26,7 @@ import sys
 import trio
 from shutdown import serve_until_signal  # the example beside this one
 
-from trio_wsstream import WsByteStream, open_ws_stream
+from trio_wsstream import WsByteStream, WsListener, open_ws_stream
 
 RESTART_PAUSE = 1.0  # seconds, at the least, between two starts in place of each other
 BACKLOG = 65535  # clients that may wait to be accepted; the kernel lowers it to its own limit
@@ -90,10 +90,14 @@ async def work(descriptor: int) -> None:
     sock = trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_the_parent_ends)
-        serve = serve_until_signal(handle, listeners=[trio.SocketListener(sock)])
+
+        async def serve(task_status: trio.TaskStatus[list[WsListener]]) -> None:
+            listeners = [trio.SocketListener(sock)]
+            await serve_until_signal(handle, listeners=listeners, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(serve)
         say(f"worker {os.getpid()}: serving")
-        await serve
-        nursery.cancel_scope.cancel()
     say(f"worker {os.getpid()}: ended")
 
 
@@ -115,7 +119,8 @@ def listen(port: int) -> socket.socket:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    sys.stdout.write(f"{text}\n")  # in one piece: all processes write to the same place
+    sys.stdout.flush()
 
 
 # Shown at work

@@ -23,8 +23,10 @@ from trio_websocket import HandshakeError
 
 from trio_wsstream import WsByteStream, WsListener, _serve, open_ws_stream, serve_ws
 
-from .pairs import CLIENT_HANDSHAKE, CLIENT_TLS, SERVER_TLS, background, receive_head
-from .test_serve import MemoryListener, assert_works, echo, memory_server
+from .support.handshakes import CLIENT_HANDSHAKE, receive_head
+from .support.servers import MemoryListener, assert_works, echo, memory_server
+from .support.tasks import background
+from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 class Distant(trio.abc.Stream):

@@ -15,9 +15,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_wsstream import WsByteStream, open_ws_stream
 
-from .pairs import background, receive_all
-from .programs import running
-from .test_serve import memory_server, open_over, request
+from .support.handshakes import request
+from .support.programs import running
+from .support.receiving import receive_all
+from .support.servers import memory_server, open_over
+from .support.tasks import background
 from .test_serve_hooks import serving
 
 PAGE = (Path(__file__).parent.parent / "docs" / "servers.rst").read_text()

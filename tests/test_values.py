@@ -318,6 +318,7 @@ PUBLIC = {
     "KeepaliveTimeout",
     "TakeoverError",
     "WsListener",
+    "WsRequest",
     "serve_ws",
     "ProxyRejected",
 }

@@ -14,7 +14,7 @@ from trio_websocket import HandshakeError
 
 from trio_wsstream import ConnectionLost, WsByteStream, open_ws_stream
 
-from .programs import EXAMPLES, Program, running
+from .support.programs import EXAMPLES, Program, running
 
 
 @asynccontextmanager

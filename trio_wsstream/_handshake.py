@@ -484,7 +484,7 @@ async def accept(
             _check_request(head)
             request = _request_of(transport, head, reader.glued)
         except trio_websocket.ConnectionRejected as rejection:
-            _check_alpn(transport)
+            check_alpn(transport)
             told = await _refuse(transport, rejection, has_body=method != b"HEAD")
             raise told from rejection.__cause__
         verdict = await _ask(judge, request)
@@ -516,7 +516,7 @@ async def _receive_request(reader: _Reader) -> _Head:
 _warned_of: Final[set[str]] = set()  # protocols; a client must not fill the log
 
 
-def _check_alpn(transport: trio.abc.Stream) -> None:
+def check_alpn(transport: trio.abc.Stream) -> None:
     """Say so if TLS has agreed on something else than HTTP/1.1: our own context has offered it."""
     if isinstance(transport, trio.SSLStream):
         protocol = transport.selected_alpn_protocol()

@@ -187,7 +187,6 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self._is_closed = False
         self._is_accepting = False
         self._accepting = trio.CancelScope()  # of what accept waits for
-        self._has_warned_of_h2 = False
 
     def __repr__(self) -> str:
         where = ", ".join(map(str, self.addresses)) or repr(self.transport_listener)
@@ -327,8 +326,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     ) -> WsByteStream | None:
         if isinstance(transport, trio.SSLStream):
             await transport.do_handshake()
-            if transport.selected_alpn_protocol() == "h2":
-                self._warn_of_h2()
+            _handshake.check_alpn(transport)
         try:
             connection, request = await _handshake.accept(
                 transport,
@@ -361,15 +359,6 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                 self._on_refused(pending.remote, status, reason)
             except Exception:
                 _logger.exception("on_refused of a WsListener raised")
-
-    def _warn_of_h2(self) -> None:
-        if not self._has_warned_of_h2:
-            self._has_warned_of_h2 = True
-            _logger.warning(
-                "%r: a client and the ssl_context have agreed on HTTP/2 (h2), in which there is "
-                "no opening handshake; call ssl_context.set_alpn_protocols(['http/1.1'])",
-                self,
-            )
 
     async def _answer(
         self, pending: _Pending, method: str, path: str, headers: Headers

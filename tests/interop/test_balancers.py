@@ -15,8 +15,8 @@ from trio_websocket import ConnectionRejected
 
 from trio_wsstream import WsByteStream, open_ws_stream, serve_ws
 
-from ..pairs import background
-from ..programs import free_port, running
+from ..support.programs import free_port, running
+from ..support.tasks import background
 from .peer import need_program
 from .test_nginx import CONFIGURATION as NGINX_CONFIGURATION
 
