@@ -315,6 +315,7 @@ PUBLIC = {
     "TextRejected",
     "AbnormalClosure",
     "ConnectionLost",
+    "HalfCloseIgnored",
     "KeepaliveTimeout",
     "TakeoverError",
     "WsListener",
