@@ -122,7 +122,7 @@ async def carry_to_server(options: argparse.Namespace, number: int, local: Local
     try:
         async with open_ws_stream(
             options.url,
-            options.tls,
+            options.tls if options.url.startswith("wss:") else None,
             extra_headers=options.header,
             connect_timeout=CONNECT_TIMEOUT,
             config=options.config,

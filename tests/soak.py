@@ -51,7 +51,7 @@ from trio_wsstream import (
 from trio_wsstream._subscriptions import _Subscription as Subscription
 
 from .support.handshakes import CLIENT_HANDSHAKE
-from .support.transports import CLIENT_TLS, SERVER_TLS
+from .support.transports import SERVER_TLS, tls_for
 
 WORKERS: Final = 48  # connections at a time
 SAMPLES: Final = 30
@@ -304,7 +304,7 @@ class Soak:
                 length = talk.chance.randrange(len(CLIENT_HANDSHAKE))
                 await tcp.send_all(CLIENT_HANDSHAKE[:length])
             return
-        opening = open_ws_stream(url, CLIENT_TLS, transport=tcp)
+        opening = open_ws_stream(url, tls_for(url), transport=tcp)
         if talk.way == REFUSED:
             with contextlib.suppress(ConnectionRejected):
                 async with opening:

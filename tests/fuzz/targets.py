@@ -45,7 +45,7 @@ from trio_wsstream._frames import (
     apply_mask,
     encode_header,
 )
-from trio_wsstream._protocol import HALF_CLOSE, MAX_PONGS_OWED, Close, Protocol
+from trio_wsstream._protocol import ANSWER_DEFERRED, HALF_CLOSE, MAX_PONGS_OWED, Close, Protocol
 
 from ..support.handshakes import handshake
 from ..support.tasks import background
@@ -177,7 +177,8 @@ def outcome(parts: Iterable[Part], config: StreamConfig) -> Outcome:
     def fail(kind: type[Exception], code: int) -> Outcome:
         return Outcome(payload, [*events, (kind, code)], kind, pongs, code)
 
-    for part in parts:
+    iterator = iter(parts)
+    for part in iterator:
         if isinstance(part, Wrong):
             return fail(ProtocolViolation, part.code)
         if isinstance(part, Binary):
@@ -207,11 +208,35 @@ def outcome(parts: Iterable[Part], config: StreamConfig) -> Outcome:
             is_clean = close[0] in (1000, 1005) and not part.is_inside_message
             is_held = is_clean and (
                 config.half_close is HalfClose.ALWAYS
-                or (config.half_close is HalfClose.AUTO and close == HALF_CLOSE)
+                or (config.half_close is not HalfClose.NEVER and close == HALF_CLOSE)
             )
-            end = None if is_clean else AbnormalClosure
-            return Outcome(payload, events, end, pongs, None if is_held else close)
+            if not is_held:
+                end = None if is_clean else AbnormalClosure
+                return Outcome(payload, events, end, pongs, close)
+            if close == HALF_CLOSE:
+                pongs.append(ANSWER_DEFERRED)
+            hear_control(iterator, events, pongs)
+            return Outcome(payload, events, None, pongs, None)
     return Outcome(payload, events, "", pongs, None)
+
+
+def hear_control(
+    parts: Iterator[Part],
+    events: list[WsEvent | tuple[type[Exception], int]],
+    pongs: list[bytes],
+) -> None:
+    """Take in what counts after a half-close: Pings and Pongs, up to another Close or a mistake."""
+    for part in parts:
+        if isinstance(part, Wrong):
+            return
+        if isinstance(part, Control):
+            if part.opcode == PING:
+                events.append(PingReceived(part.payload))
+                pongs.append(part.payload)
+            elif part.opcode == PONG:
+                events.append(PongReceived(part.payload))
+            else:
+                return
 
 
 def plain(event: WsEvent) -> WsEvent | tuple[type[Exception], int]:

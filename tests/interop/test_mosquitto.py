@@ -24,7 +24,7 @@ from trio_wsstream import (
 )
 
 from ..support.programs import LIMIT, Program, free_port, running
-from ..support.transports import AUTHORITY, CLIENT_TLS
+from ..support.transports import AUTHORITY, tls_for
 from .peer import need_program
 
 CONNECT, CONNACK, PUBLISH, SUBSCRIBE, SUBACK = 0x10, 0x20, 0x30, 0x82, 0x90
@@ -118,7 +118,7 @@ async def connected(
     """Yield a client whose CONNECT is acknowledged, and the broker."""
     async with (
         broker(folder, tls=tls) as (program, url),
-        open_ws_stream(url, CLIENT_TLS, subprotocols=["mqtt"]) as stream,
+        open_ws_stream(url, tls_for(url), subprotocols=["mqtt"]) as stream,
     ):
         assert stream.subprotocol == "mqtt"
         mqtt = Mqtt(stream)

@@ -30,7 +30,7 @@ from trio_wsstream import (
 
 from ..support.programs import LIMIT, free_port, running
 from ..support.receiving import receive_all
-from ..support.transports import AUTHORITY, CLIENT_TLS
+from ..support.transports import AUTHORITY, tls_for
 from .peer import need_program
 
 Meet = Callable[..., AbstractAsyncContextManager[tuple[WsByteStream, WsByteStream]]]
@@ -123,7 +123,7 @@ async def through_nginx(
         server_port = listener.transport_listener.socket.getsockname()[1]
         async with (
             nginx(folder, server_port, tls=tls, timeout=timeout) as url,
-            open_ws_stream(url, CLIENT_TLS if tls else None, config=client_config) as client,
+            open_ws_stream(url, tls_for(url), config=client_config) as client,
         ):
             yield client, await arrived.receive()
         nursery.cancel_scope.cancel()

@@ -20,6 +20,11 @@ CLIENT_TLS = ssl.create_default_context()
 AUTHORITY.configure_trust(CLIENT_TLS)
 
 
+def tls_for(url: str) -> ssl.SSLContext | None:
+    """What `open_ws_stream` needs in order to connect to ``url``."""
+    return CLIENT_TLS if url.startswith("wss:") else None
+
+
 async def memory_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
     return trio.testing.memory_stream_pair()
 
