@@ -501,8 +501,9 @@ class Protocol:
           Whether that is new, and there is an event that tells of it.
         """
         self._forget_pings()
-        if self.error is not None or self._loss is not None or self.tcp_ended:
-            return False
+        is_over = self.close_received is not None and not self.answer_is_deferred
+        if is_over or self.error is not None or self._loss is not None or self.tcp_ended:
+            return False  # nobody misses the answer to a Close
         self._loss = ConnectionLost(why)
         self._events.append(ErrorOccurred(self._loss))
         return True
@@ -514,11 +515,11 @@ class Protocol:
 
     def _break(self, error: WsStreamError) -> None:
         if self.error is None:
-            if self._loss is not None and isinstance(error, ConnectionLost):
-                self.error = self._loss  # which has been told
-            else:
-                self.error = error
+            self.error = error
+            if self._loss is None:
                 self._events.append(ErrorOccurred(error))
+            elif isinstance(error, ConnectionLost):
+                self.error = self._loss  # which has been told
         self._end(self.error)
         self._forget_pings()
 

@@ -100,7 +100,7 @@ class Writer:
             self._queue.unpark()
         else:
             self.turn_is_taken = False
-        if self._wire.failure:
+        if self._wire.failure and not self._is_stopped:
             self._changed()  # what is owed never goes out
         else:
             self.flush_soon()
@@ -140,6 +140,9 @@ class Writer:
                 await self._transport.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the wire has noted why
+        except trio.Cancelled:  # with the nursery, so that the stream is dropped
+            self.stop()
+            raise
         finally:
             self.pass_turn()
 
