@@ -446,6 +446,11 @@ class Protocol:
         self.owes = True
         return ping
 
+    @property
+    def owes_ping(self) -> bool:
+        """A Ping has not been sent yet."""
+        return bool(self._pings_owed)
+
     def heartbeat(self) -> None:
         """Owe an unsolicited Pong, as a sign of life (5.5.3)."""
         self._owe_pong(HEARTBEAT)

@@ -458,14 +458,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _next_keepalive_action(self, now: float) -> Action | None:
         if not self._needs_keepalive():
             return None
-        keepalive, protocol, writer = self._keepalive, self._protocol, self._writer
-        keepalive.note_accepted(self._wire.accepted_at)
-        has_written, writer.has_written = writer.has_written, False
+        keepalive, protocol = self._keepalive, self._protocol
+        # That bytes of ours are accepted after they had to wait is a sign of life of both sides.
+        accepted_at = self._wire.accepted_at
+        keepalive.last_heard_at = max(keepalive.last_heard_at, accepted_at)
+        keepalive.last_sent_at = max(keepalive.last_sent_at, accepted_at, self._writer.written_at)
+        is_full = self._is_full() and not (self._is_reading or protocol.ended)
         return keepalive.next_action(
             now,
             can_send=protocol.may_send_control,
-            is_held=self._subscriptions.is_waiting or (self._is_full() and not self._is_reading),
-            has_written=has_written,
+            is_held=self._subscriptions.is_waiting or is_full,
         )
 
     async def _keep_alive(self, action: Action, now: float) -> None:
@@ -478,16 +480,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._process_input()
             await self._let_close_go_out()
             self._closing.deadline = now
-        elif self._writer.turn_is_taken:
-            return  # something of ours waits for the transport already
         elif action is Action.PING:
+            if self._protocol.owes_ping:
+                return  # it waits for the transport, and would have to wait for the first
             _logger.debug("%s: a keepalive ping", self.connection)
             if self._keepalive_payload:  # a peer that never answers costs no memory
                 self._protocol.pings.pop(self._keepalive_payload, None)
             self._keepalive_payload = self._fresh_ping_payload()
             self._protocol.ping(self._keepalive_payload)
             self._writer.flush_soon()
-        else:
+        elif not self._writer.turn_is_taken:  # else bytes of ours are on their way already
             _logger.debug("%s: a heartbeat", self.connection)
             self._protocol.heartbeat()
             self._writer.flush_soon()
@@ -562,7 +564,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                                 start += limit
                             written = await wire.write(frames)
                             frames = frames[written:]
-                        writer.has_written = True
+                        writer.written_at = self._clock.current_time()
                         if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
