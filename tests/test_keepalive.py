@@ -27,6 +27,7 @@ from .support.pairs import stream_pair
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import all_events
 from .support.tasks import background
+from .support.wire import Wire, send_each, watch
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 READERS = pytest.mark.parametrize("caller_reads", [True, False])
@@ -43,29 +44,6 @@ async def keepalive_pair(
         nursery.start_soon(read_on, stream)
     await wait_all_tasks_blocked()
     return stream, peer
-
-
-Wire = list[tuple[float, int, bytes]]
-
-
-async def watch(peer: RawPeer, wire: Wire) -> None:
-    """Note every frame that the peer receives: when, opcode and payload, but ``b"?"`` for a Ping,
-    whose payload is random.
-    """
-    started = trio.current_time()
-    try:
-        while True:
-            opcode, payload = await peer.receive()
-            seconds = round(trio.current_time() - started, 2)
-            wire.append((seconds, opcode, b"?" if opcode == PING else payload))
-    except EOFError:
-        wire.append((round(trio.current_time() - started, 2), -1, b""))
-
-
-async def send_each(peer: RawPeer, seconds: float, opcode: int = PONG) -> None:
-    while True:
-        await trio.sleep(seconds)
-        await peer.send(opcode, b"alive")
 
 
 async def read_on(stream: WsByteStream) -> None:

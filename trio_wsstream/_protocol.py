@@ -603,4 +603,5 @@ class Protocol:
         """The last event, as things stand (7.1.4, 7.1.5, 7.1.6)."""
         code, reason = self.close_received or Close(1006, "")
         clean = self.close_received is not None and close_written
+        clean = clean and not isinstance(self.error, KeepaliveTimeout)  # ours has gone nowhere
         return StreamClosed(code, reason, clean, self.error)

@@ -458,16 +458,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _next_keepalive_action(self, now: float) -> Action | None:
         if not self._needs_keepalive():
             return None
-        keepalive, protocol = self._keepalive, self._protocol
+        keepalive = self._keepalive
         # That bytes of ours are accepted after they had to wait is a sign of life of both sides.
         accepted_at = self._wire.accepted_at
         keepalive.last_heard_at = max(keepalive.last_heard_at, accepted_at)
         keepalive.last_sent_at = max(keepalive.last_sent_at, accepted_at, self._writer.written_at)
-        is_full = self._is_full() and not (self._is_reading or protocol.ended)
         return keepalive.next_action(
             now,
-            can_send=protocol.may_send_control,
-            is_held=self._subscriptions.is_waiting or is_full,
+            can_send=self._protocol.may_send_control,
+            is_held=self._subscriptions.is_waiting or (self._is_full() and not self._is_reading),
         )
 
     async def _keep_alive(self, action: Action, now: float) -> None:
@@ -496,7 +495,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _is_acknowledged(self) -> bool:
         """A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1). While our answer
-        is deferred, that its TCP has acknowledged all of ours is life enough.
+        is deferred, that its TCP acknowledges what is sent is life enough, if it never said more.
         """
         protocol = self._protocol
         return (
