@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import StreamConfig, WsByteStream
 
@@ -114,6 +114,7 @@ async def test_a_loop_that_was_held_up_gives_a_silent_peer_up_after_the_look(
         opcode, _ = await peer.receive()
         while opcode != PING:
             opcode, _ = await peer.receive()
+        await wait_all_tasks_blocked()  # or the loop is held up while the Ping is being written
         autojump_clock.jump(60)
         await trio.sleep(0.04)
         assert stream.closed is None
