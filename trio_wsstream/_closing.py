@@ -110,8 +110,12 @@ class Closing:
             return trio.ClosedResourceError("this side has ended its sending with send_eof")
         protocol, failure = self._protocol, self._writer.failure
         has_broken = bool(protocol.error or failure)
-        if protocol.close_received is not None and not (protocol.answer_is_deferred and has_broken):
-            cause: Exception = AbnormalClosure(*protocol.close_received)
+        if isinstance(protocol.error, KeepaliveTimeout):
+            cause: Exception = protocol.error
+        elif protocol.close_received is not None and not (
+            protocol.answer_is_deferred and has_broken
+        ):
+            cause = AbnormalClosure(*protocol.close_received)
         else:
             cause = protocol.error or ConnectionLost(failure or "the transport ended")
         error = trio.BrokenResourceError(f"nothing can be sent: {cause}")

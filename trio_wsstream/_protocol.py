@@ -446,6 +446,11 @@ class Protocol:
         self.owes = True
         return ping
 
+    @property
+    def owes_ping(self) -> bool:
+        """A Ping has not been sent yet."""
+        return bool(self._pings_owed)
+
     def heartbeat(self) -> None:
         """Owe an unsolicited Pong, as a sign of life (5.5.3)."""
         self._owe_pong(HEARTBEAT)
@@ -599,4 +604,5 @@ class Protocol:
         """The last event, as things stand (7.1.4, 7.1.5, 7.1.6)."""
         code, reason = self.close_received or Close(1006, "")
         clean = self.close_received is not None and close_written
+        clean = clean and not isinstance(self.error, KeepaliveTimeout)  # ours has gone nowhere
         return StreamClosed(code, reason, clean, self.error)

@@ -458,14 +458,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _next_keepalive_action(self, now: float) -> Action | None:
         if not self._needs_keepalive():
             return None
-        keepalive, protocol, writer = self._keepalive, self._protocol, self._writer
-        keepalive.note_accepted(self._wire.accepted_at)
-        has_written, writer.has_written = writer.has_written, False
+        keepalive = self._keepalive
+        # That bytes of ours are accepted after they had to wait is a sign of life of both sides.
+        accepted_at = self._wire.accepted_at
+        keepalive.last_heard_at = max(keepalive.last_heard_at, accepted_at)
+        keepalive.last_sent_at = max(keepalive.last_sent_at, accepted_at, self._writer.written_at)
         return keepalive.next_action(
             now,
-            can_send=protocol.may_send_control,
+            can_send=self._protocol.may_send_control,
             is_held=self._subscriptions.is_waiting or (self._is_full() and not self._is_reading),
-            has_written=has_written,
         )
 
     async def _keep_alive(self, action: Action, now: float) -> None:
@@ -478,23 +479,23 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._process_input()
             await self._let_close_go_out()
             self._closing.deadline = now
-        elif self._writer.turn_is_taken:
-            return  # something of ours waits for the transport already
         elif action is Action.PING:
+            if self._protocol.owes_ping:
+                return  # it waits for the transport, and would have to wait for the first
             _logger.debug("%s: a keepalive ping", self.connection)
             if self._keepalive_payload:  # a peer that never answers costs no memory
                 self._protocol.pings.pop(self._keepalive_payload, None)
             self._keepalive_payload = self._fresh_ping_payload()
             self._protocol.ping(self._keepalive_payload)
             self._writer.flush_soon()
-        else:
+        elif not self._writer.turn_is_taken:  # else bytes of ours are on their way already
             _logger.debug("%s: a heartbeat", self.connection)
             self._protocol.heartbeat()
             self._writer.flush_soon()
 
     def _is_acknowledged(self) -> bool:
         """A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1). While our answer
-        is deferred, that its TCP has acknowledged all of ours is life enough.
+        is deferred, that its TCP acknowledges what is sent is life enough, if it never said more.
         """
         protocol = self._protocol
         return (
@@ -562,7 +563,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                                 start += limit
                             written = await wire.write(frames)
                             frames = frames[written:]
-                        writer.has_written = True
+                        writer.written_at = self._clock.current_time()
                         if protocol.owes or not (frames or start < size):
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -13,6 +13,7 @@ derived: the Protocol counts a Close as sent as soon as it is encoded.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -37,7 +38,7 @@ class Writer:
     Attributes:
       close_written (bool): our Close is with the transport.
       turn_is_taken (bool): somebody is writing.
-      has_written (bool): something was written since the owner set this to False.
+      written_at (float): when something was last written; senders set it, too.
     """
 
     __slots__ = (
@@ -50,8 +51,8 @@ class Writer:
         "_transport",
         "_wire",
         "close_written",
-        "has_written",
         "turn_is_taken",
+        "written_at",
     )
 
     def __init__(
@@ -73,7 +74,7 @@ class Writer:
         self.turn_is_taken = False
         self.close_written = False
         self._is_stopped = False
-        self.has_written = False
+        self.written_at = -math.inf
 
     @property
     def failure(self) -> str:
@@ -147,7 +148,7 @@ class Writer:
             self.pass_turn()
 
     def _note_written(self) -> None:
-        self.has_written = True
+        self.written_at = trio.current_time()
         if self._protocol.close_sent is not None and not self.close_written:
             self.close_written = True
             self._changed()
