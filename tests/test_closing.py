@@ -822,16 +822,22 @@ async def test_pings_are_answered_both_ways_after_a_half_close() -> None:
 async def test_an_answer_that_was_held_back_begins_the_closing(
     client: bool, transport: str, autojump_clock: MockClock
 ) -> None:
-    """A server then closes TCP; a client waits for the server to, for close_timeout."""
+    """Either side waits for the end of TCP, since the peer may still send heartbeats. A server ends
+    its own direction of TCP first.
+    """
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, client=client)
         await peer.send(CLOSE, close_payload(1000, "half-close"))
         assert await stream.receive_some() == b""
         await stream.send_eof()
+        assert await peer.receive() == (PONG, ANSWER_DEFERRED)
+        assert await peer.receive() == (CLOSE, close_payload(1000, "half-close"))
         started = trio.current_time()
+        if not client:
+            await peer.expect_eof()
         with trio.move_on_after(100):
             await all_events(stream.subscribe())
-        assert trio.current_time() - started == (stream.config.close_timeout if client else 0)
+        assert trio.current_time() - started == stream.config.close_timeout
 
 
 @pytest.mark.parametrize("by_client", [True, False])

@@ -193,6 +193,8 @@ class Protocol:
       peer_speaks_on (bool): the peer has sent a Ping or Pong after its Close.
       error (WsStreamError or None): why the connection broke.
       has_failed (bool): this side failed the connection for what the peer did (7.1.7).
+      peer_may_send_on (bool): the peer may send after our Close, so a server must not close TCP
+          before the peer does: its reset could overtake what we sent.
       tcp_ended (bool): nothing more can come.
       ended (bool): nothing more will be added to ``unread``.
       verdict (WsStreamError or None): how: None is a clean end.
@@ -230,6 +232,7 @@ class Protocol:
         "is_receiving",
         "owes",
         "peer_defers_answer",
+        "peer_may_send_on",
         "peer_speaks_on",
         "pings",
         "steps_left",
@@ -255,6 +258,7 @@ class Protocol:
         self.peer_speaks_on = False
         self.error: WsStreamError | None = None
         self.has_failed = False
+        self.peer_may_send_on = False
         self.tcp_ended = False
         self.ended = False
         self.verdict: WsStreamError | None = None
@@ -408,6 +412,7 @@ class Protocol:
             if not self.answer_is_deferred:
                 self._owe_close(close)
             elif close == HALF_CLOSE:
+                self.peer_may_send_on = True  # its heartbeats
                 self._owe_pong(ANSWER_DEFERRED)
         self._forget_pings()
 
@@ -493,7 +498,7 @@ class Protocol:
 
     def fail(self, error: ProtocolViolation | TextRejected) -> None:
         """Fail the connection (7.1.7)."""
-        self.has_failed = True
+        self.has_failed = self.peer_may_send_on = True
         self._break(error.with_traceback(None))  # it would keep what was read
         reason = error.reason.encode()[:MAX_REASON].decode(errors="ignore")
         self.close(Close(error.close_code, reason))

@@ -185,9 +185,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._wire = wire = adapt(takeover.transport)
         # In the end, the transport's own.
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
-        self._writer = writer = Writer(
-            protocol, wire, takeover.transport, nursery, self._after_write, connection
-        )
+        self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
         self._closing = Closing(protocol, writer)
         self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, now)
         self._keepalive_payload = b""  # of its last ping

@@ -97,6 +97,18 @@ class _Wire(abc.ABC):
         sock = _socket_beneath(self._stream)
         return sock is not None and _acknowledges(sock)
 
+    async def send_eof(self) -> None:
+        """End our direction of TCP, where there is one, also beneath TLS.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
+        """
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            await self._stream.send_eof()
+        elif (sock := _socket_beneath(self._stream)) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+
     def interrupt(self) -> bool:
         """End a `write` that waits, if that is possible: it raises BrokenResourceError, and what is
         left of its frame goes out before anything else. Return False if it is not possible.

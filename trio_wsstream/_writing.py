@@ -30,7 +30,6 @@ class Writer:
     Args:
       protocol: which knows what is owed.
       wire: what frames are written to.
-      transport: the Trio stream beneath it.
       nursery: for the short-lived task.
       changed: is called when a Close has been written, or when writing has failed.
       name: what the log calls the connection.
@@ -48,7 +47,6 @@ class Writer:
         "_nursery",
         "_protocol",
         "_queue",
-        "_transport",
         "_wire",
         "close_written",
         "turn_is_taken",
@@ -59,14 +57,12 @@ class Writer:
         self,
         protocol: Protocol,
         wire: StreamWire | SocketWire,
-        transport: trio.abc.Stream,
         nursery: trio.Nursery,
         changed: Callable[[], None],
         name: object,
     ) -> None:
         self._protocol = protocol
         self._wire = wire
-        self._transport = transport
         self._nursery = nursery
         self._changed = changed
         self._name = name
@@ -117,7 +113,7 @@ class Writer:
         rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
         if wire.failure:
             self._changed()
-        elif rest or protocol.has_failed:
+        elif rest or self._ends_tcp:
             _logger.debug("%s: a task has the turn to write what is owed", self._name)
             self.turn_is_taken = True
             self._nursery.start_soon(self._flush, rest)
@@ -126,19 +122,13 @@ class Writer:
 
     @trio.lowlevel.enable_ki_protection
     async def _flush(self, data: bytes) -> None:
-        """With the turn to write: send ``data``, and end TCP if this side fails the connection."""
-        protocol = self._protocol
+        """With the turn to write: send ``data``, and end our direction of TCP if that is due."""
         try:
             if data:
                 await self._wire.write((data,))
             self._note_written()
-            if (
-                protocol.has_failed
-                and not protocol.owes  # or TCP would end before the Close that is owed by now
-                and not protocol.client
-                and isinstance(self._transport, trio.abc.HalfCloseableStream)
-            ):
-                await self._transport.send_eof()
+            if self._ends_tcp and not self._protocol.owes:  # not even since a moment
+                await self._wire.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the wire has noted why
         except trio.Cancelled:  # with the nursery, so that the stream is dropped
@@ -146,6 +136,13 @@ class Writer:
             raise
         finally:
             self.pass_turn()
+
+    @property
+    def _ends_tcp(self) -> bool:
+        """Whether TCP must end in our direction after the Close, and the peer's end be read."""
+        protocol = self._protocol
+        has_closed = protocol.close_sent is not None or protocol.has_failed
+        return protocol.peer_may_send_on and has_closed and not protocol.client
 
     def _note_written(self) -> None:
         self.written_at = trio.current_time()
