@@ -44,7 +44,7 @@ class Wrong(NamedTuple):
 Part = Binary | Text | Control | Wrong
 
 
-def read(data: bytes, *, from_client: bool) -> Iterator[Part]:
+def read(data: bytes, *, from_client: bool, beyond_close: bool = False) -> Iterator[Part]:
     """Yield what ``data`` means. An incomplete data frame yields the payload that is there."""
     opcode_of_message = None  # while one is unfinished
     text = b""
@@ -82,7 +82,7 @@ def read(data: bytes, *, from_client: bool) -> Iterator[Part]:
         data = data[start + length :]
         if is_control:
             yield Control(opcode, payload, opcode_of_message is not None)
-            if opcode == CLOSE:
+            if opcode == CLOSE and not beyond_close:
                 return
             continue
         opcode = opcode or opcode_of_message or 0
