@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import attrs
@@ -70,12 +72,14 @@ class Checks:
 
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
     half_close: ClassVar[HalfClose]
+    cannot: ClassVar[frozenset[str]] = frozenset()  # behaviours that its library has no means for
+    answers_while_paused: ClassVar[bool]  # pings, although its program reads nothing
     ending: ClassVar = closed_with(1000, "")  # when its ``/send`` is through
     abrupt_code: ClassVar[int | None] = 1006  # that the peer reports when TCP ends without a Close
     ping_payload: ClassVar[bytes] = b"payload"  # of its Pings
 
     @staticmethod
-    def command() -> list[str]:
+    def command() -> Sequence[str | Path]:
         """To start the peer with; skips if it is not installed."""
         raise NotImplementedError
 
@@ -95,6 +99,10 @@ class Checks:
         """What it is told when it has closed itself, and we have answered."""
         return code, reason
 
+    def need(self, behaviour: str) -> None:
+        if behaviour in self.cannot:
+            pytest.skip(f"its library has no means for {behaviour}")
+
     async def test_bytes_to_the_peer_in_odd_sizes(self, meet: Meet) -> None:
         messages = [os.urandom(size) for size in SIZES]
         async with meet("/receive") as met:
@@ -107,6 +115,16 @@ class Checks:
 
     async def test_bytes_from_the_peer_in_odd_sizes(self, meet: Meet) -> None:
         async with meet("/send", sizes=",".join(map(str, SIZES))) as met:
+            received = await receive_all(met.stream)
+            await met.stream.aclose()
+            report = await met.report()
+        assert len(received) == report.sent == sum(SIZES)
+        assert sha256(received) == report.sent_sha256
+        assert met.stream.closed == self.ending
+
+    async def test_a_message_in_fragments(self, meet: Meet) -> None:
+        self.need("/fragments")
+        async with meet("/fragments", sizes=",".join(map(str, SIZES))) as met:
             received = await receive_all(met.stream)
             await met.stream.aclose()
             report = await met.report()
@@ -138,6 +156,7 @@ class Checks:
             await met.stream.aclose()
 
     async def test_its_pings_arrive_and_are_answered(self, meet: Meet) -> None:
+        self.need("/ping")
         async with meet("/ping", payload=self.ping_payload.decode()) as met:
             pings = met.stream.subscribe(kinds=PingReceived)
             await met.stream.send_all(b"ping")
@@ -216,6 +235,44 @@ class Checks:
         assert isinstance(broken.value.__cause__, ConnectionLost)
         assert met.stream.closed is not None
         assert (met.stream.closed.code, met.stream.closed.clean) == (1006, False)
+
+    async def test_a_slow_reader_gets_everything(self, meet: Meet) -> None:
+        data = os.urandom(1_000_003)
+        async with meet("/receive", delay=0.01) as met:
+            await met.stream.send_all(data)
+            await met.stream.aclose()
+            report = await met.report()
+        assert report.received_sha256 == sha256(data)
+
+    async def test_a_reader_that_pauses_gets_everything(self, meet: Meet) -> None:
+        data = os.urandom(3_000_003)
+        async with meet("/receive", pause=0.5, config=StreamConfig(ping_timeout=None)) as met:
+            await met.stream.send_all(b"pause")
+            assert await met.stream.receive_some() == b"paused"
+            await met.stream.send_all(data)
+            await met.stream.aclose()
+            report = await met.report()
+        assert report.received_sha256 == sha256(b"pause" + data)
+
+    async def test_pings_while_its_program_reads_nothing(self, meet: Meet) -> None:
+        """Some libraries answer them, others only when their program reads on."""
+        pause = 2.0
+        async with meet("/receive", pause=pause) as met:
+            await met.stream.send_all(b"pause")
+            assert await met.stream.receive_some() == b"paused"
+            answered_at_once = await met.stream.ping() < pause / 2
+            await met.stream.aclose()
+            await met.report()
+        assert answered_at_once is self.answers_while_paused
+
+    async def test_our_close_in_the_middle_of_its_data(self, meet: Meet) -> None:
+        async with meet("/flood") as met:
+            await met.stream.receive_some()
+            await met.stream.aclose(1000, "enough")
+            report = await met.report()
+        assert report.late  # an exception: its program knows that not all has arrived
+        assert (report.code, report.reason) == self.told(1000, "enough")
+        assert met.stream.closed == closed_with(*self.answer(1000, "enough"))
 
     async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
         data = os.urandom(1_000_003)

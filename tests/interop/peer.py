@@ -25,6 +25,7 @@ import trio
 from trio_wsstream import StreamConfig, WsByteStream, open_ws_stream, serve_ws
 
 from ..support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
+from .build import BUILDS
 
 HERE = Path(__file__).parent
 LIMIT = 20  # seconds that a meeting may take: a bound against hanging
@@ -80,6 +81,17 @@ def node_peer(script: str, package: str) -> list[str]:
     return [need_node(package), str(HERE / "peers" / script)]
 
 
+def built_peer(language: str, program: str) -> list[str | Path]:
+    """The command of a peer that `tests.interop.build` builds, or of a program beside it."""
+    build = BUILDS[language]
+    if tool := build.missing_tool():
+        missing(tool[0], f"install {tool[1]}, then nox -s interop")
+    command = build.find(build.target, program)
+    if not Path(command[-1]).exists():
+        missing(program, f"nox -s interop, or python -m tests.interop.build {language}")
+    return command
+
+
 # Meeting it
 
 
@@ -91,7 +103,7 @@ class Peer:
       folder: for the PEM files that it is given.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    def __init__(self, command: Sequence[str | Path], folder: Path) -> None:
         AUTHORITY.cert_pem.write_to_path(folder / "authority.pem")
         certificate = AUTHORITY.issue_cert("localhost", "127.0.0.1")
         certificate.private_key_and_cert_chain_pem.write_to_path(folder / "certificate.pem")
