@@ -86,6 +86,16 @@ def find_rust(target: Path, program: str) -> list[str | Path]:
     return [installed if installed.exists() else target / "target" / "debug" / program]
 
 
+def run_go(target: Path) -> None:
+    # Without -mod=mod it would ask for a go.sum, which is a lock file.
+    command = ["go", "build", "-mod=mod", "-o", f"{target / 'bin'}/", "./..."]
+    subprocess.run(command, cwd=target, check=True)
+
+
+def find_go(target: Path, program: str) -> list[str | Path]:
+    return [target / "bin" / program]
+
+
 BUILDS: Final = {
     build.name: build
     for build in (
@@ -96,6 +106,7 @@ BUILDS: Final = {
             run_cargo,
             find_rust,
         ),
+        Build("go", "go.mod", {"go": "Go 1.26 or later, https://go.dev/dl"}, run_go, find_go),
     )
 }
 

@@ -91,6 +91,7 @@ async def test_bytes_in_odd_sizes_there_and_back(side: str) -> None:
         nursery.start_soon(echo)
         while len(echoed) < len(data):
             echoed += await stream.receive_some()
+        await tcp.send_eof()  # else it would not answer our Close
         nursery.cancel_scope.cancel()
     assert echoed == data
 
