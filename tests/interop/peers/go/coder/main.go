@@ -77,7 +77,6 @@ func (c *connection) Close(code int, reason string) error {
 func (c *connection) Drop() { c.tcp.Close() }
 
 func (c *connection) Ended(err error) (int, string, bool) {
-	_, _, err = c.Reader(background) // NetConn keeps it to itself
 	var closed websocket.CloseError
 	ok := errors.As(err, &closed)
 	return int(closed.Code), closed.Reason, ok
