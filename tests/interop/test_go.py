@@ -10,7 +10,7 @@ import trio
 
 from trio_wsstream import StreamConfig
 
-from .checks import Checks, HalfClose, closed_with, sha256
+from .checks import Checks, HalfClose, sha256
 from .conftest import Meet
 from .peer import built_peer
 

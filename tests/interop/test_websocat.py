@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from trio_wsstream import ConnectionLost, HalfClose, StreamConfig, WsByteStream, open_ws_stream
+from trio_wsstream import HalfClose, StreamConfig, WsByteStream, open_ws_stream
 
 from ..pairs import receive_all
 from ..programs import free_port, running
-from .checks import SIZES, closed_with
+from .checks import SIZES
 from .peer import LIMIT, built_peer, serve_streams
 
 Ends = tuple[WsByteStream, trio.SocketStream]
@@ -98,7 +98,7 @@ async def test_bytes_in_odd_sizes_there_and_back(side: str) -> None:
 
 @both_sides
 async def test_it_holds_our_half_close(side: str) -> None:
-    """It passes it on to TCP, and what comes from there then: without the word of a `WsByteStream`."""
+    """It passes it on to TCP, and what TCP answers, although it is no `WsByteStream`."""
     data = os.urandom(1_000_003)
     async with meet(side) as (stream, tcp):
         await stream.send_all(b"question")
