@@ -34,14 +34,14 @@ class Build:
       manifest: the file there that names versions.
       tools: the programs that are needed, with what to install for each.
       run: builds, in the folder that it is given.
-      find: the command of a peer's program in that folder; its last word is a file that was built.
+      find: a peer's program in that folder: a file that was built, and the command to run it.
     """
 
     name: str
     manifest: str
     tools: dict[str, str]
     run: Callable[[Path], None]
-    find: Callable[[Path, str], list[str | Path]]
+    find: Callable[[Path, str], tuple[Path, list[str | Path]]]
 
     @property
     def source(self) -> Path:
@@ -81,9 +81,10 @@ def run_cargo(target: Path) -> None:
             subprocess.run(command, cwd=target, check=True)
 
 
-def find_rust(target: Path, program: str) -> list[str | Path]:
+def find_rust(target: Path, program: str) -> tuple[Path, list[str | Path]]:
     installed = target / "bin" / program
-    return [installed if installed.exists() else target / "target" / "debug" / program]
+    built = installed if installed.exists() else target / "target" / "debug" / program
+    return built, [built]
 
 
 def run_go(target: Path) -> None:
@@ -92,8 +93,19 @@ def run_go(target: Path) -> None:
     subprocess.run(command, cwd=target, check=True)
 
 
-def find_go(target: Path, program: str) -> list[str | Path]:
-    return [target / "bin" / program]
+def find_go(target: Path, program: str) -> tuple[Path, list[str | Path]]:
+    return target / "bin" / program, [target / "bin" / program]
+
+
+def run_maven(target: Path) -> None:
+    command = ["mvn", "--batch-mode", "--quiet", "compile", "dependency:copy-dependencies"]
+    subprocess.run(command, cwd=target, check=True)
+
+
+def find_java(target: Path, program: str) -> tuple[Path, list[str | Path]]:
+    classes = target / "target" / "classes"
+    path = f"{classes}:{target / 'target' / 'dependency'}/*"
+    return classes / "peers" / f"{program}.class", ["java", "-cp", path, f"peers.{program}"]
 
 
 BUILDS: Final = {
@@ -107,6 +119,16 @@ BUILDS: Final = {
             find_rust,
         ),
         Build("go", "go.mod", {"go": "Go 1.26 or later, https://go.dev/dl"}, run_go, find_go),
+        Build(
+            "java",
+            "pom.xml",
+            {
+                "javac": "a JDK, 17 or later: apt-get install default-jdk-headless",
+                "mvn": "Maven: apt-get install maven",
+            },
+            run_maven,
+            find_java,
+        ),
     )
 }
 

@@ -87,6 +87,12 @@ class Checks:
         """The Close with which it answers ours; RFC 6455 (5.5.1) suggests the same code."""
         return self.close(code, reason)
 
+    def check_end(self, stream: WsByteStream, code: int, reason: str) -> None:
+        """How a stream ends that we have closed."""
+        closed = stream.closed
+        assert closed is not None
+        assert (closed.code, closed.reason, closed.clean) == (*self.answer(code, reason), True)
+
     def close(self, code: int, reason: str) -> tuple[int, str]:
         """The Close that it sends when told to."""
         return code, reason
@@ -189,7 +195,7 @@ class Checks:
             await met.stream.aclose(code, reason)
             report = await met.report()
         assert (report.code, report.reason) == self.told(code, reason)
-        assert met.stream.closed == closed_with(*self.answer(code, reason))
+        self.check_end(met.stream, code, reason)
 
     @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going away")])
     async def test_it_closes_and_the_stream_ends(self, meet: Meet, code: int, reason: str) -> None:
@@ -272,9 +278,7 @@ class Checks:
             report = await met.report()
         assert report.late  # an exception: its program knows that not all has arrived
         assert (report.code, report.reason) == self.told(1000, "enough")
-        closed = met.stream.closed
-        assert closed is not None
-        assert (closed.code, closed.reason, closed.clean) == (*self.answer(1000, "enough"), True)
+        self.check_end(met.stream, 1000, "enough")
 
     async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
         data = os.urandom(1_000_003)
