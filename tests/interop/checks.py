@@ -272,6 +272,7 @@ class Checks:
         assert answered_at_once is self.answers_while_paused
 
     async def test_our_close_in_the_middle_of_its_data(self, meet: Meet) -> None:
+        self.need("/flood")
         async with meet("/flood") as met:
             await met.stream.receive_some()
             await met.stream.aclose(1000, "enough")
