@@ -197,7 +197,7 @@ class Checks:
         assert (report.code, report.reason) == self.told(code, reason)
         self.check_end(met.stream, code, reason)
 
-    @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going away")])
+    @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1000, "that is all")])
     async def test_it_closes_and_the_stream_ends(self, meet: Meet, code: int, reason: str) -> None:
         async with meet("/close", code=code, reason=reason) as met:
             await prompt(met.stream)
@@ -208,7 +208,8 @@ class Checks:
         assert (report.code, report.reason) == self.told_of_our_answer(code, reason)
 
     @pytest.mark.parametrize(
-        ("code", "reason"), [(1011, "error"), (4002, "gr\u00fc\u00dfe \u2713")]
+        ("code", "reason"),
+        [(1001, "going away"), (1011, "error"), (4002, "gr\u00fc\u00dfe \u2713")],
     )
     async def test_it_closes_with_a_code_that_is_no_end(
         self, meet: Meet, code: int, reason: str

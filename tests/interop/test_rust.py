@@ -14,7 +14,7 @@ from trio_wsstream import (
     TextRejected,
 )
 
-from ..pairs import receive_all
+from ..support.receiving import receive_all
 from .checks import Checks, HalfClose, closed_with, prompt, sha256
 from .conftest import Meet
 from .peer import built_peer

@@ -14,8 +14,8 @@ import trio
 
 from trio_wsstream import HalfClose, StreamConfig, WsByteStream, open_ws_stream
 
-from ..pairs import receive_all
-from ..programs import free_port, running
+from ..support.programs import free_port, running
+from ..support.receiving import receive_all
 from .checks import SIZES
 from .peer import LIMIT, built_peer, serve_streams
 

@@ -20,6 +20,7 @@ import trio
 from trio_wsstream import (
     ConnectionLost,
     PingReceived,
+    StreamClosed,
     WsByteStream,
     open_ws_stream,
 )
@@ -105,7 +106,7 @@ async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
     async with websockify.meet() as (stream, target):
         await stream.send_all(b"hello")
         await stream.aclose(code, reason)
-        assert stream.closed == closed_with(code, reason)
+        assert stream.closed == StreamClosed(code, reason, clean=True, error=None)
         assert b"".join([data async for data in target]) == b"hello"
 
 
