@@ -10,6 +10,7 @@ import trio
 
 from trio_wsstream import (
     ErrorOccurred,
+    ProtocolViolation,
     StreamConfig,
     TextRejected,
 )
@@ -86,6 +87,7 @@ class TestWsStreamTungstenite(Checks):
             await met.stream.aclose()
             report = await met.report()
         assert (report.received, report.end) == (0, None)
+        assert "Message too long" in report.events[0]
 
     async def test_our_close_in_the_middle_of_its_data(self, meet: Meet, role: str) -> None:
         """Its client panics, if its program writes between our Close and the end of TCP (0.14)."""
@@ -197,6 +199,19 @@ class TestTokioTungstenite(Checks):
         assert isinstance(broken.value.__cause__, TextRejected)
         assert report.received > 0
         assert (report.code, report.reason) == (1003, "Text messages are not supported.")
+
+    async def test_its_violation_fails_the_connection(self, meet: Meet) -> None:
+        """It sends a Ping of 126 bytes."""
+        async with meet("/ping", payload="x" * 126) as met:
+            errors = met.stream.subscribe(kinds=ErrorOccurred)
+            await met.stream.send_all(b"ping")
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await met.stream.receive_some()
+            await met.stream.aclose()
+            report = await met.report()
+        assert isinstance(broken.value.__cause__, ProtocolViolation)
+        assert report.code == 1002
+        assert isinstance(errors.receive_nowait().error, ProtocolViolation)
 
 
 class TestFastwebsockets(Checks):
