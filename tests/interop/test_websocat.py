@@ -16,7 +16,7 @@ from trio_wsstream import HalfClose, StreamConfig, WsByteStream, open_ws_stream
 
 from ..support.programs import free_port, running
 from ..support.receiving import receive_all
-from .checks import SIZES
+from .checks import echo_odd_sizes
 from .peer import LIMIT, built_peer, serve_streams
 
 Ends = tuple[WsByteStream, trio.SocketStream]
@@ -74,26 +74,9 @@ async def meet_client(config: StreamConfig) -> AsyncGenerator[Ends, None]:
 
 @both_sides
 async def test_bytes_in_odd_sizes_there_and_back(side: str) -> None:
-    messages = [os.urandom(size) for size in SIZES]
-    data = b"".join(messages)
-    echoed = bytearray()
-
-    async def send() -> None:
-        for message in messages:
-            await stream.send_all(message)
-
-    async def echo() -> None:
-        async for chunk in tcp:
-            await tcp.send_all(chunk)
-
-    async with meet(side) as (stream, tcp), trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        nursery.start_soon(echo)
-        while len(echoed) < len(data):
-            echoed += await stream.receive_some()
+    async with meet(side) as (stream, tcp):
+        await echo_odd_sizes(stream, tcp)
         await tcp.send_eof()  # else it would not answer our Close
-        nursery.cancel_scope.cancel()
-    assert echoed == data
 
 
 @both_sides

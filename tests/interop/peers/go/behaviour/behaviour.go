@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"hash"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -74,6 +75,16 @@ func Check(err error) {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+// WriteAll writes the fragments of a message, and ends it.
+func WriteAll(writer io.WriteCloser, fragments [][]byte) error {
+	for _, fragment := range fragments {
+		if _, err := writer.Write(fragment); err != nil {
+			return err
+		}
+	}
+	return writer.Close()
 }
 
 func sleep(query url.Values, name string) {

@@ -49,15 +49,10 @@ func (c *connection) Send(data []byte) error {
 
 func (c *connection) SendFragments(fragments [][]byte) error {
 	writer, err := c.Writer(background, websocket.MessageBinary)
-	for _, fragment := range fragments {
-		if err == nil {
-			_, err = writer.Write(fragment)
-		}
-	}
 	if err != nil {
 		return err
 	}
-	return writer.Close()
+	return behaviour.WriteAll(writer, fragments)
 }
 
 // Ping has a payload of the library's: a counter.

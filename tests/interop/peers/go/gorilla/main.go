@@ -24,15 +24,10 @@ func (c connection) Send(data []byte) error { return c.WriteMessage(websocket.Bi
 // SendFragments has frames as large as the library's buffer makes them.
 func (c connection) SendFragments(fragments [][]byte) error {
 	writer, err := c.NextWriter(websocket.BinaryMessage)
-	for _, fragment := range fragments {
-		if err == nil {
-			_, err = writer.Write(fragment)
-		}
-	}
 	if err != nil {
 		return err
 	}
-	return writer.Close()
+	return behaviour.WriteAll(writer, fragments)
 }
 
 func (c connection) control(kind int, data []byte) error {

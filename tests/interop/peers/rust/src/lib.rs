@@ -7,6 +7,7 @@
 use std::{collections::HashMap, fmt::Display, fs, sync::Arc, time::Duration};
 
 use futures::future::join;
+use hyper::{header::HeaderValue, Request, Response};
 use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
@@ -74,7 +75,12 @@ pub fn version_of(package: &str) -> &'static str {
         .lines()
         .find(|line| line.starts_with(&format!("{package} = ")))
         .expect("it is in Cargo.toml");
-    line.split('=').nth(if line.contains("version") { 3 } else { 2 }).unwrap().split('"').next().unwrap()
+    line.split('=')
+        .nth(if line.contains("version") { 3 } else { 2 })
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap()
 }
 
 pub type Query = HashMap<String, String>;
@@ -100,7 +106,11 @@ impl Count {
     }
 
     fn sha256(self) -> String {
-        self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -145,10 +155,20 @@ fn sizes(query: &Query) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// Do what the URL asks for until the connection's end, and tell of it.
-pub async fn behave<R: Reader, W: Writer>(url: &Url, subprotocol: Option<String>, reader: R, writer: W) {
+pub async fn behave<R: Reader, W: Writer>(
+    url: &Url,
+    subprotocol: Option<String>,
+    reader: R,
+    writer: W,
+) {
     let query = query_of(url);
     let (received, sent) = (Count::default(), Count::default());
-    let mut it = Counted { reader, writer, received, sent };
+    let mut it = Counted {
+        reader,
+        writer,
+        received,
+        sent,
+    };
     let mut late = None;
     match url.path() {
         "/echo" => {
@@ -167,7 +187,13 @@ pub async fn behave<R: Reader, W: Writer>(url: &Url, subprotocol: Option<String>
             while it.receive().await.is_some() {
                 sleep(seconds(&query, "delay")).await;
             }
-            late = Some(it.writer.send(b"late".to_vec()).await.err().unwrap_or("sent".into()));
+            late = Some(
+                it.writer
+                    .send(b"late".to_vec())
+                    .await
+                    .err()
+                    .unwrap_or("sent".into()),
+            );
         }
         "/send" => {
             for size in sizes(&query) {
@@ -182,7 +208,12 @@ pub async fn behave<R: Reader, W: Writer>(url: &Url, subprotocol: Option<String>
             it.writer.close(1000, String::new()).await.unwrap();
         }
         "/flood" => {
-            let Counted { reader, writer, received, sent } = &mut it;
+            let Counted {
+                reader,
+                writer,
+                received,
+                sent,
+            } = &mut it;
             let reading = async { while receive(reader, received).await.is_some() {} };
             let writing = async {
                 loop {
@@ -203,7 +234,10 @@ pub async fn behave<R: Reader, W: Writer>(url: &Url, subprotocol: Option<String>
         }
         "/ping" => {
             it.receive().await;
-            it.writer.ping(query["payload"].clone().into_bytes()).await.unwrap();
+            it.writer
+                .ping(query["payload"].clone().into_bytes())
+                .await
+                .unwrap();
             loop {
                 match it.reader.receive().await {
                     Received::Pong(payload) if payload == query["payload"].as_bytes() => break,
@@ -225,7 +259,12 @@ pub async fn behave<R: Reader, W: Writer>(url: &Url, subprotocol: Option<String>
         path => panic!("no behaviour {path}"),
     }
     while it.receive().await.is_some() {}
-    let Counted { reader, writer, received, sent } = it;
+    let Counted {
+        reader,
+        writer,
+        received,
+        sent,
+    } = it;
     drop(writer);
     let end = reader.end().await;
     tell(json!({
@@ -255,10 +294,42 @@ pub trait Library: 'static {
     async fn connect(url: Url, io: Io) -> Result<(), String>;
 }
 
-/// The subprotocol that a server chooses.
-pub fn choose<'a>(mut offered: impl Iterator<Item = &'a str>) -> Option<String> {
-    let found = offered.any(|names| names.split(',').any(|name| name.trim() == "bytes"));
-    found.then(|| "bytes".into())
+const SUBPROTOCOL: &str = "sec-websocket-protocol";
+
+/// A server's part of the opening handshake; returns the URL, and the subprotocol that it chooses.
+pub fn accept<A, B>(request: &Request<A>, response: &mut Response<B>) -> (Url, Option<String>) {
+    let url = Url::parse(&format!("ws://localhost{}", request.uri())).unwrap();
+    let offered = request
+        .headers()
+        .get_all(SUBPROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let found = offered
+        .flat_map(|names| names.split(','))
+        .any(|name| name.trim() == "bytes");
+    if found {
+        response
+            .headers_mut()
+            .insert(SUBPROTOCOL, HeaderValue::from_static("bytes"));
+    }
+    (url, found.then(|| "bytes".into()))
+}
+
+/// A client's part: the subprotocols that the URL names.
+pub fn offer<A>(url: &Url, request: &mut Request<A>) {
+    if let Some(names) = query_of(url).get("subprotocols") {
+        request
+            .headers_mut()
+            .insert(SUBPROTOCOL, names.parse().unwrap());
+    }
+}
+
+/// The one that the server has chosen.
+pub fn chosen<A>(response: &Response<A>) -> Option<String> {
+    response
+        .headers()
+        .get(SUBPROTOCOL)
+        .map(|value| value.to_str().unwrap().into())
 }
 
 /// A server's TCP or TLS port.
@@ -292,7 +363,11 @@ async fn connect<L: Library>(url: Url, tls: TlsConnector) {
     let port = url.port().unwrap();
     let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let io: Io = if url.scheme() == "wss" {
-        Box::new(tls.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap())
+        Box::new(
+            tls.connect(ServerName::try_from("localhost").unwrap(), tcp)
+                .await
+                .unwrap(),
+        )
     } else {
         Box::new(tcp)
     };
@@ -301,7 +376,10 @@ async fn connect<L: Library>(url: Url, tls: TlsConnector) {
 
 /// Serve, and connect to what comes on standard input, until that ends.
 pub fn run<L: Library>() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     LocalSet::new().block_on(&runtime, main::<L>());
     std::process::exit(0); // whatever still runs
 }
@@ -309,7 +387,10 @@ pub fn run<L: Library>() {
 async fn main<L: Library>() {
     let paths: Vec<_> = std::env::args().skip(1).collect();
     let certificates = |path: &str| -> Vec<CertificateDer<'static>> {
-        CertificateDer::pem_file_iter(path).unwrap().map(|found| found.unwrap()).collect()
+        CertificateDer::pem_file_iter(path)
+            .unwrap()
+            .map(|found| found.unwrap())
+            .collect()
     };
     let key = PrivateKeyDer::from_pem_slice(&fs::read(&paths[0]).unwrap()).unwrap();
     let server_tls = rustls::ServerConfig::builder()
@@ -318,7 +399,9 @@ async fn main<L: Library>() {
         .unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(certificates(&paths[1]));
-    let client_tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let client_tls = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let client_tls = TlsConnector::from(Arc::new(client_tls));
 
     let port = serve::<L>(None).await;

@@ -9,14 +9,16 @@ use fastwebsockets::{
 use http_body_util::Empty;
 use hyper::{
     body::{Bytes, Incoming},
-    header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE},
+    header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
     server::conn::http1,
     service::service_fn,
     upgrade::Upgraded,
     Request, Response,
 };
 use hyper_util::rt::TokioIo;
-use peers::{behave, choose, query_of, run, text_of, End, Io, Library, Reader, Received, Url, Writer};
+use peers::{
+    accept, behave, chosen, offer, run, text_of, End, Io, Library, Reader, Received, Url, Writer,
+};
 use tokio::{
     io::{split, ReadHalf, WriteHalf},
     sync::Mutex,
@@ -42,11 +44,19 @@ impl Reader for Reading {
             let mut send = |frame| async { self.writer.lock().await.write_frame(frame).await };
             match self.half.read_frame(&mut send).await {
                 Ok(frame) => match frame.opcode {
-                    OpCode::Binary | OpCode::Continuation => return Received::Data(frame.payload.to_vec()),
+                    OpCode::Binary | OpCode::Continuation => {
+                        return Received::Data(frame.payload.to_vec())
+                    }
                     OpCode::Pong => return Received::Pong(frame.payload.to_vec()),
-                    OpCode::Close => self.end.close(frame.payload.split_first_chunk().map(|(code, reason)| {
-                        (u16::from_be_bytes(*code), String::from_utf8(reason.into()).unwrap())
-                    })),
+                    OpCode::Close => {
+                        self.end
+                            .close(frame.payload.split_first_chunk().map(|(code, reason)| {
+                                (
+                                    u16::from_be_bytes(*code),
+                                    String::from_utf8(reason.into()).unwrap(),
+                                )
+                            }))
+                    }
                     _ => {}
                 },
                 Err(error) => self.end.error = Some(text_of(error)),
@@ -82,37 +92,43 @@ impl Writer for Writing {
     async fn send_fragments(&mut self, fragments: Vec<Vec<u8>>) -> Result<(), String> {
         let last = fragments.len() - 1;
         for (index, fragment) in fragments.into_iter().enumerate() {
-            let kind = if index == 0 { OpCode::Binary } else { OpCode::Continuation };
-            self.write(Frame::new(index == last, kind, None, fragment.into())).await?;
+            let kind = if index == 0 {
+                OpCode::Binary
+            } else {
+                OpCode::Continuation
+            };
+            self.write(Frame::new(index == last, kind, None, fragment.into()))
+                .await?;
         }
         Ok(())
     }
 
     async fn ping(&mut self, payload: Vec<u8>) -> Result<(), String> {
-        self.write(Frame::new(true, OpCode::Ping, None, payload.into())).await
+        self.write(Frame::new(true, OpCode::Ping, None, payload.into()))
+            .await
     }
 
     async fn send_text(&mut self, text: String) -> Result<(), String> {
-        self.write(Frame::text(Payload::Owned(text.into_bytes()))).await
+        self.write(Frame::text(Payload::Owned(text.into_bytes())))
+            .await
     }
 }
 
 async fn begin(url: Url, subprotocol: Option<String>, websocket: WebSocket<Connection>) {
     let (half, writer) = websocket.split(split);
     let writer = Rc::new(Mutex::new(writer));
-    let reading = Reading { half, writer: writer.clone(), end: End::default() };
+    let reading = Reading {
+        half,
+        writer: writer.clone(),
+        end: End::default(),
+    };
     behave(&url, subprotocol, reading, Writing(writer)).await;
 }
 
-async fn accept(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
-    let url = Url::parse(&format!("ws://localhost{}", request.uri())).unwrap();
-    let offered = request.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
-    let chosen = choose(offered.iter().filter_map(|value| value.to_str().ok()));
+async fn serve(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
     let (mut response, upgraded): (_, UpgradeFut) = upgrade(&mut request).unwrap();
-    if let Some(name) = &chosen {
-        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name.parse().unwrap());
-    }
-    spawn_local(async move { begin(url, chosen, upgraded.await.unwrap()).await });
+    let (url, subprotocol) = accept(&request, &mut response);
+    spawn_local(async move { begin(url, subprotocol, upgraded.await.unwrap()).await });
     Ok(response)
 }
 
@@ -129,25 +145,23 @@ impl Library for Fast {
     const NAME: &'static str = "fastwebsockets";
 
     async fn serve(io: Io) -> Result<(), String> {
-        let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service_fn(accept));
+        let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service_fn(serve));
         serving.with_upgrades().await.map_err(text_of)
     }
 
     async fn connect(url: Url, io: Io) -> Result<(), String> {
-        let mut request = Request::get(url.as_str())
+        let request = Request::get(url.as_str())
             .header(HOST, url.authority())
             .header(UPGRADE, "websocket")
             .header(CONNECTION, "upgrade")
             .header(SEC_WEBSOCKET_KEY, handshake::generate_key())
             .header(SEC_WEBSOCKET_VERSION, "13");
-        if let Some(names) = query_of(&url).get("subprotocols") {
-            request = request.header(SEC_WEBSOCKET_PROTOCOL, names);
-        }
-        let request = request.body(Empty::<Bytes>::new()).unwrap();
-        let (websocket, response) = handshake::client(&Executor, request, io).await.map_err(text_of)?;
-        let chosen = response.headers().get(SEC_WEBSOCKET_PROTOCOL);
-        let chosen = chosen.map(|value| value.to_str().unwrap().into());
-        begin(url, chosen, websocket).await;
+        let mut request = request.body(Empty::<Bytes>::new()).unwrap();
+        offer(&url, &mut request);
+        let (websocket, response) = handshake::client(&Executor, request, io)
+            .await
+            .map_err(text_of)?;
+        begin(url, chosen(&response), websocket).await;
         Ok(())
     }
 }

@@ -3,14 +3,19 @@ use futures::{
     stream::{SplitSink, SplitStream},
     SinkExt, StreamExt,
 };
-use peers::{behave, choose, query_of, run, text_of, End, Io, Library, Reader, Received, Url, Writer};
+use peers::{
+    accept, behave, chosen, offer, run, text_of, End, Io, Library, Reader, Received, Url, Writer,
+};
 use tokio_tungstenite::{
     accept_hdr_async, client_async,
     tungstenite::{
         client::IntoClientRequest,
         handshake::server::{Request, Response},
         protocol::{
-            frame::{coding::{Data, OpCode}, Frame},
+            frame::{
+                coding::{Data, OpCode},
+                Frame,
+            },
             CloseFrame,
         },
         Message,
@@ -63,14 +68,21 @@ impl Writer for Writing {
     }
 
     async fn close(&mut self, code: u16, reason: String) -> Result<(), String> {
-        let frame = CloseFrame { code: code.into(), reason: reason.into() };
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: reason.into(),
+        };
         self.message(Message::Close(Some(frame))).await
     }
 
     async fn send_fragments(&mut self, fragments: Vec<Vec<u8>>) -> Result<(), String> {
         let last = fragments.len() - 1;
         for (index, fragment) in fragments.into_iter().enumerate() {
-            let kind = if index == 0 { Data::Binary } else { Data::Continue };
+            let kind = if index == 0 {
+                Data::Binary
+            } else {
+                Data::Continue
+            };
             let frame = Frame::message(fragment, OpCode::Data(kind), index == last);
             self.message(Message::Frame(frame)).await?;
         }
@@ -88,39 +100,39 @@ impl Writer for Writing {
 
 async fn begin(url: Url, subprotocol: Option<String>, websocket: WebSocketStream<Io>) {
     let (sink, stream) = websocket.split();
-    behave(&url, subprotocol, Reading { stream, end: End::default() }, Writing(sink)).await;
+    behave(
+        &url,
+        subprotocol,
+        Reading {
+            stream,
+            end: End::default(),
+        },
+        Writing(sink),
+    )
+    .await;
 }
 
 impl Library for Tungstenite {
     const NAME: &'static str = "tokio-tungstenite";
 
     async fn serve(io: Io) -> Result<(), String> {
-        let mut url = None;
-        let mut chosen = None;
+        let mut accepted = None;
         #[allow(clippy::result_large_err)]
-        let accept = |request: &Request, mut response: Response| {
-            url = Some(format!("ws://localhost{}", request.uri()));
-            let offered = request.headers().get_all("sec-websocket-protocol");
-            chosen = choose(offered.iter().filter_map(|value| value.to_str().ok()));
-            if let Some(name) = &chosen {
-                response.headers_mut().insert("sec-websocket-protocol", name.parse().unwrap());
-            }
+        let callback = |request: &Request, mut response: Response| {
+            accepted = Some(accept(request, &mut response));
             Ok(response)
         };
-        let websocket = accept_hdr_async(io, accept).await.map_err(text_of)?;
-        begin(Url::parse(&url.unwrap()).unwrap(), chosen, websocket).await;
+        let websocket = accept_hdr_async(io, callback).await.map_err(text_of)?;
+        let (url, subprotocol) = accepted.unwrap();
+        begin(url, subprotocol, websocket).await;
         Ok(())
     }
 
     async fn connect(url: Url, io: Io) -> Result<(), String> {
         let mut request = url.as_str().into_client_request().unwrap();
-        if let Some(names) = query_of(&url).get("subprotocols") {
-            request.headers_mut().insert("sec-websocket-protocol", names.parse().unwrap());
-        }
+        offer(&url, &mut request);
         let (websocket, response) = client_async(request, io).await.map_err(text_of)?;
-        let chosen = response.headers().get("sec-websocket-protocol");
-        let chosen = chosen.map(|value| value.to_str().unwrap().into());
-        begin(url, chosen, websocket).await;
+        begin(url, chosen(&response), websocket).await;
         Ok(())
     }
 }

@@ -21,7 +21,8 @@ use futures::{
     AsyncReadExt, AsyncWriteExt, Sink, SinkExt, Stream, StreamExt,
 };
 use peers::{
-    behave, choose, query_of, run, tell, text_of, End, Io, Library, Query, Reader, Received, Url, Writer,
+    accept, behave, chosen, offer, query_of, run, tell, text_of, End, Io, Library, Query, Reader,
+    Received, Url, Writer,
 };
 use pharos::{Channel, Events, Observable, ObserveConfig};
 use serde_json::json;
@@ -129,7 +130,11 @@ where
     lines
 }
 
-async fn begin(url: Url, subprotocol: Option<String>, websocket: WebSocketStream<TokioAdapter<Io>>) {
+async fn begin(
+    url: Url,
+    subprotocol: Option<String>,
+    websocket: WebSocketStream<TokioAdapter<Io>>,
+) {
     let query = query_of(&url);
     let mut stream = WsStream::new(websocket);
     if url.path() == "/lines" {
@@ -137,20 +142,33 @@ async fn begin(url: Url, subprotocol: Option<String>, websocket: WebSocketStream
             let codec = tokio_util::codec::LinesCodec::new();
             lines(&query, &mut tokio_util::codec::Framed::new(stream, codec)).await
         } else {
-            lines(&query, &mut asynchronous_codec::Framed::new(stream, asynchronous_codec::LinesCodec)).await
+            lines(
+                &query,
+                &mut asynchronous_codec::Framed::new(stream, asynchronous_codec::LinesCodec),
+            )
+            .await
         };
         return tell(json!({"id": query["id"], "lines": lines}));
     }
-    let options = if query.get("observe").is_some_and(|channel| channel == "bounded") {
+    let options = if query
+        .get("observe")
+        .is_some_and(|channel| channel == "bounded")
+    {
         Channel::Bounded(1).into()
     } else {
         ObserveConfig::default()
     };
-    let delay = query.get("observe_delay").map_or(0.0, |text| text.parse().unwrap());
+    let delay = query
+        .get("observe_delay")
+        .map_or(0.0, |text| text.parse().unwrap());
     let events = stream.observe(options).await.unwrap();
     let observer = spawn_local(observe(events, Duration::from_secs_f64(delay)));
     let (reading, writing) = stream.split();
-    let reading = Reading { half: reading, error: None, observer };
+    let reading = Reading {
+        half: reading,
+        error: None,
+        observer,
+    };
     behave(&url, subprotocol, reading, Writing(writing)).await;
 }
 
@@ -158,37 +176,33 @@ impl Library for Original {
     const NAME: &'static str = "ws_stream_tungstenite";
 
     async fn serve(io: Io) -> Result<(), String> {
-        let mut url = None;
-        let mut chosen = None;
+        let mut accepted = None;
         #[allow(clippy::result_large_err)]
-        let accept = |request: &Request, mut response: Response| {
-            url = Some(format!("ws://localhost{}", request.uri()));
-            let offered = request.headers().get_all("sec-websocket-protocol");
-            chosen = choose(offered.iter().filter_map(|value| value.to_str().ok()));
-            if let Some(name) = &chosen {
-                response.headers_mut().insert("sec-websocket-protocol", name.parse().unwrap());
-            }
+        let callback = |request: &Request, mut response: Response| {
+            accepted = Some(accept(request, &mut response));
             Ok(response)
         };
-        let websocket = accept_hdr_async(io, accept).await.map_err(text_of)?;
-        begin(Url::parse(&url.unwrap()).unwrap(), chosen, websocket).await;
+        let websocket = accept_hdr_async(io, callback).await.map_err(text_of)?;
+        let (url, subprotocol) = accepted.unwrap();
+        begin(url, subprotocol, websocket).await;
         Ok(())
     }
 
     async fn connect(url: Url, io: Io) -> Result<(), String> {
         let mut request = url.as_str().into_client_request().unwrap();
-        let query = query_of(&url);
-        if let Some(names) = query.get("subprotocols") {
-            request.headers_mut().insert("sec-websocket-protocol", names.parse().unwrap());
-        }
-        let config = query.get("write_buffer").map(|size| {
+        offer(&url, &mut request);
+        let config = query_of(&url).get("write_buffer").map(|size| {
             let size: usize = size.parse().unwrap();
-            WebSocketConfig { write_buffer_size: size - 1, max_write_buffer_size: size, ..Default::default() }
+            WebSocketConfig {
+                write_buffer_size: size - 1,
+                max_write_buffer_size: size,
+                ..Default::default()
+            }
         });
-        let (websocket, response) = client_async_with_config(request, io, config).await.map_err(text_of)?;
-        let chosen = response.headers().get("sec-websocket-protocol");
-        let chosen = chosen.map(|value| value.to_str().unwrap().into());
-        begin(url, chosen, websocket).await;
+        let (websocket, response) = client_async_with_config(request, io, config)
+            .await
+            .map_err(text_of)?;
+        begin(url, chosen(&response), websocket).await;
         Ok(())
     }
 }
