@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from trio_wsstream import StreamConfig
+from trio_wsstream import StreamConfig, open_ws_stream
 
-from .checks import Checks, HalfClose, sha256
+from ..support.programs import port_of, running
+from .checks import Checks, HalfClose, echo_odd_sizes, sha256
 from .conftest import Meet
-from .peer import built_peer
+from .peer import built_peer, serve_streams
 
 
 class TestNetConn(Checks):
@@ -118,3 +119,27 @@ class TestXNet(Checks):
         async with meet("/close", code=4002) as met:
             await met.stream.send_all(b"end it")
             assert await met.stream.receive_some() == b""
+
+
+# A tunnel of two pumps, with NetConn; our stream is its other half.
+
+
+async def test_a_tunnel_of_two_pumps_in_front_of_tcp() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    command = [*built_peer("go", "pumps"), "serve"]
+    command += [f"127.0.0.1:{listener.socket.getsockname()[1]}"]
+    async with listener, running(command, "listening on") as pumps:
+        url = f"ws://127.0.0.1:{await port_of(pumps)}/"
+        async with open_ws_stream(url) as stream, await listener.accept() as tcp:
+            await echo_odd_sizes(stream, tcp)
+
+
+async def test_a_tunnel_of_two_pumps_behind_tcp() -> None:
+    command = [*built_peer("go", "pumps"), "listen"]
+    async with (
+        serve_streams() as (port, streams),
+        running([*command, f"ws://127.0.0.1:{port}/"], "listening on") as pumps,
+        await trio.open_tcp_stream("127.0.0.1", await port_of(pumps)) as tcp,
+        await streams.receive() as stream,
+    ):
+        await echo_odd_sizes(stream, tcp)
