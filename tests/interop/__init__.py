@@ -29,8 +29,8 @@ roles; its query has the arguments:
 ``/abort``                          drops TCP upon the first message
 ==================================  ================================================================
 
-Some libraries have more, which the peer's program tells; some cannot do all of this, which their
-tests tell (`Checks.cannot`).
+A peer's program may know more behaviours, which the comment at its top tells. A library may have no
+means for some of these; `Checks.cannot` names them.
 
 A server knows the subprotocol ``bytes``; a client offers those that ``subprotocols=a,b`` in the
 query names.

@@ -306,5 +306,6 @@ class Checks:
             report = await met.report()
         assert report.received_sha256 == sha256(data)
         assert (report.code, report.reason) == self.told(1000, "half-close")
+        assert met.stream.half_close_honoured is False  # the peer has no words for it
         assert HalfClose(report.late, received) == self.half_close
         assert met.stream.closed == closed_with(*self.answer(1000, "half-close"))
