@@ -95,6 +95,7 @@ def interop(session: nox.Session) -> None:
     if shutil.which("npm"):
         with session.chdir("tests/interop"):
             session.run("npm", "install", "--no-audit", "--no-fund", "--silent", external=True)
+    session.run("python", "-m", "tests.interop.build")
     session.run("python", "-m", "pytest", "tests/interop", *session.posargs)
 
 

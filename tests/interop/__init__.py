@@ -17,11 +17,20 @@ roles; its query has the arguments:
 ``/echo``                           sends back each message
 ``/receive``                        receives until the end, then tries to send ``late``, and
                                     reports the exception that this met, or ``sent``
+``/receive?pause=2``                the same, but after the first message it sends ``paused`` and
+                                    reads nothing for 2 s
+``/receive?delay=0.01``             the same, but it reads nothing for 0.01 s after each message
 ``/send?sizes=0,1,...``             sends messages of these sizes, then closes with 1000
+``/fragments?sizes=0,1,...``        sends one message in frames of these sizes, then the same
+``/flood``                          sends messages of 64 KiB while it receives, until it cannot;
+                                    reports the exception that this met as ``late``
 ``/close?code=4002&reason=bye``     closes upon the first message
 ``/ping?payload=abc``               sends a Ping upon the first message, ``pong`` upon its Pong
 ``/abort``                          drops TCP upon the first message
 ==================================  ================================================================
+
+A peer's program may know more behaviours, which the comment at its top tells. A library may have no
+means for some of these; `Checks.cannot` names them.
 
 A server knows the subprotocol ``bytes``; a client offers those that ``subprotocols=a,b`` in the
 query names.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import attrs
@@ -38,6 +40,28 @@ async def greet(stream: WsByteStream) -> None:
     assert await stream.receive_some() == b"hello"
 
 
+async def echo_odd_sizes(stream: WsByteStream, far: trio.abc.Stream) -> None:
+    """Send messages of odd sizes to the TCP end beyond the peer, which sends all of it back."""
+    messages = [os.urandom(size) for size in SIZES]
+    echoed = bytearray()
+
+    async def send() -> None:
+        for message in messages:
+            await stream.send_all(message)
+
+    async def echo() -> None:
+        async for data in far:
+            await far.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        nursery.start_soon(echo)
+        while len(echoed) < sum(SIZES):
+            echoed += await stream.receive_some()
+        nursery.cancel_scope.cancel()
+    assert echoed == b"".join(messages)
+
+
 async def prompt(stream: WsByteStream) -> None:
     """Send the message upon which the peer ends the connection, perhaps before we have returned."""
     try:
@@ -70,18 +94,26 @@ class Checks:
 
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
     half_close: ClassVar[HalfClose]
+    cannot: ClassVar[frozenset[str]] = frozenset()  # behaviours that its library has no means for
+    answers_while_paused: ClassVar[bool]  # pings, although its program reads nothing
     ending: ClassVar = closed_with(1000, "")  # when its ``/send`` is through
     abrupt_code: ClassVar[int | None] = 1006  # that the peer reports when TCP ends without a Close
     ping_payload: ClassVar[bytes] = b"payload"  # of its Pings
 
     @staticmethod
-    def command() -> list[str]:
+    def command() -> Sequence[str | Path]:
         """To start the peer with; skips if it is not installed."""
         raise NotImplementedError
 
     def answer(self, code: int, reason: str) -> tuple[int, str]:
         """The Close with which it answers ours; RFC 6455 (5.5.1) suggests the same code."""
         return self.close(code, reason)
+
+    def check_end(self, stream: WsByteStream, code: int, reason: str) -> None:
+        """How a stream ends that we have closed."""
+        closed = stream.closed
+        assert closed is not None
+        assert (closed.code, closed.reason, closed.clean) == (*self.answer(code, reason), True)
 
     def close(self, code: int, reason: str) -> tuple[int, str]:
         """The Close that it sends when told to."""
@@ -95,6 +127,10 @@ class Checks:
         """What it is told when it has closed itself, and we have answered."""
         return code, reason
 
+    def need(self, behaviour: str) -> None:
+        if behaviour in self.cannot:
+            pytest.skip(f"its library has no means for {behaviour}")
+
     async def test_bytes_to_the_peer_in_odd_sizes(self, meet: Meet) -> None:
         messages = [os.urandom(size) for size in SIZES]
         async with meet("/receive") as met:
@@ -105,8 +141,10 @@ class Checks:
         assert report.received == sum(SIZES)
         assert report.received_sha256 == sha256(b"".join(messages))
 
-    async def test_bytes_from_the_peer_in_odd_sizes(self, meet: Meet) -> None:
-        async with meet("/send", sizes=",".join(map(str, SIZES))) as met:
+    @pytest.mark.parametrize("behaviour", ["/send", "/fragments"])
+    async def test_bytes_from_the_peer_in_odd_sizes(self, meet: Meet, behaviour: str) -> None:
+        self.need(behaviour)
+        async with meet(behaviour, sizes=",".join(map(str, SIZES))) as met:
             received = await receive_all(met.stream)
             await met.stream.aclose()
             report = await met.report()
@@ -138,6 +176,7 @@ class Checks:
             await met.stream.aclose()
 
     async def test_its_pings_arrive_and_are_answered(self, meet: Meet) -> None:
+        self.need("/ping")
         async with meet("/ping", payload=self.ping_payload.decode()) as met:
             pings = met.stream.subscribe(kinds=PingReceived)
             await met.stream.send_all(b"ping")
@@ -170,9 +209,9 @@ class Checks:
             await met.stream.aclose(code, reason)
             report = await met.report()
         assert (report.code, report.reason) == self.told(code, reason)
-        assert met.stream.closed == closed_with(*self.answer(code, reason))
+        self.check_end(met.stream, code, reason)
 
-    @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going away")])
+    @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1000, "that is all")])
     async def test_it_closes_and_the_stream_ends(self, meet: Meet, code: int, reason: str) -> None:
         async with meet("/close", code=code, reason=reason) as met:
             await prompt(met.stream)
@@ -183,7 +222,8 @@ class Checks:
         assert (report.code, report.reason) == self.told_of_our_answer(code, reason)
 
     @pytest.mark.parametrize(
-        ("code", "reason"), [(1011, "error"), (4002, "gr\u00fc\u00dfe \u2713")]
+        ("code", "reason"),
+        [(1001, "going away"), (1011, "error"), (4002, "gr\u00fc\u00dfe \u2713")],
     )
     async def test_it_closes_with_a_code_that_is_no_end(
         self, meet: Meet, code: int, reason: str
@@ -217,6 +257,45 @@ class Checks:
         assert met.stream.closed is not None
         assert (met.stream.closed.code, met.stream.closed.clean) == (1006, False)
 
+    async def test_a_slow_reader_gets_everything(self, meet: Meet) -> None:
+        data = os.urandom(1_000_003)
+        async with meet("/receive", delay=0.01) as met:
+            await met.stream.send_all(data)
+            await met.stream.aclose()
+            report = await met.report()
+        assert report.received_sha256 == sha256(data)
+
+    async def test_a_reader_that_pauses_gets_everything(self, meet: Meet) -> None:
+        data = os.urandom(3_000_003)
+        async with meet("/receive", pause=0.5, config=StreamConfig(ping_timeout=None)) as met:
+            await met.stream.send_all(b"pause")
+            assert await met.stream.receive_some() == b"paused"
+            await met.stream.send_all(data)
+            await met.stream.aclose()
+            report = await met.report()
+        assert report.received_sha256 == sha256(b"pause" + data)
+
+    async def test_pings_while_its_program_reads_nothing(self, meet: Meet) -> None:
+        """Some libraries answer them, others only when their program reads on."""
+        pause = 2.0
+        async with meet("/receive", pause=pause) as met:
+            await met.stream.send_all(b"pause")
+            assert await met.stream.receive_some() == b"paused"
+            answered_at_once = await met.stream.ping() < pause / 2
+            await met.stream.aclose()
+            await met.report()
+        assert answered_at_once is self.answers_while_paused
+
+    async def test_our_close_in_the_middle_of_its_data(self, meet: Meet) -> None:
+        self.need("/flood")
+        async with meet("/flood") as met:
+            await met.stream.receive_some()
+            await met.stream.aclose(1000, "enough")
+            report = await met.report()
+        assert report.late  # an exception: its program knows that not all has arrived
+        assert (report.code, report.reason) == self.told(1000, "enough")
+        self.check_end(met.stream, 1000, "enough")
+
     async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
         data = os.urandom(1_000_003)
         async with meet("/receive") as met:
@@ -227,5 +306,6 @@ class Checks:
             report = await met.report()
         assert report.received_sha256 == sha256(data)
         assert (report.code, report.reason) == self.told(1000, "half-close")
+        assert met.stream.half_close_honoured is False  # the peer has no words for it
         assert HalfClose(report.late, received) == self.half_close
         assert met.stream.closed == closed_with(*self.answer(1000, "half-close"))

@@ -21,10 +21,12 @@ from urllib.parse import urlencode
 
 import pytest
 import trio
+from cryptography.hazmat.primitives import serialization
 
 from trio_wsstream import StreamConfig, WsByteStream, open_ws_stream, serve_ws
 
 from ..support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
+from .build import BUILDS
 
 HERE = Path(__file__).parent
 LIMIT = 20  # seconds that a meeting may take: a bound against hanging
@@ -80,7 +82,30 @@ def node_peer(script: str, package: str) -> list[str]:
     return [need_node(package), str(HERE / "peers" / script)]
 
 
+def built_peer(language: str, program: str) -> list[str | Path]:
+    """The command of a peer that `tests.interop.build` builds, or of a program beside it."""
+    build = BUILDS[language]
+    if tool := build.missing_tool():
+        missing(tool[0], f"install {tool[1]}, then nox -s interop")
+    built, command = build.find(build.target, program)
+    if not built.exists():
+        missing(program, f"nox -s interop, or python -m tests.interop.build {language}")
+    return command
+
+
 # Meeting it
+
+
+def certificate_pem() -> bytes:
+    """A new certificate for localhost, with its key as PKCS 8, which Java wants."""
+    certificate = AUTHORITY.issue_cert("localhost", "127.0.0.1")
+    key = serialization.load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return pem + b"".join(part.bytes() for part in certificate.cert_chain_pems)
 
 
 class Peer:
@@ -91,10 +116,9 @@ class Peer:
       folder: for the PEM files that it is given.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    def __init__(self, command: Sequence[str | Path], folder: Path) -> None:
         AUTHORITY.cert_pem.write_to_path(folder / "authority.pem")
-        certificate = AUTHORITY.issue_cert("localhost", "127.0.0.1")
-        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "certificate.pem")
+        (folder / "certificate.pem").write_bytes(certificate_pem())
         self._process = subprocess.Popen(
             [*command, folder / "certificate.pem", folder / "authority.pem"],
             stdin=subprocess.PIPE,

@@ -7,7 +7,9 @@ from .peer import python_peer
 
 
 class TestAiohttp(Checks):
+    cannot = frozenset({"/fragments"})
     half_close = HalfClose(late="ClientConnectionResetError")
+    answers_while_paused = False
 
     @staticmethod
     def command() -> list[str]:

@@ -14,7 +14,9 @@ from .peer import python_peer
 
 class TestHypercorn(Checks):
     roles = ("server",)
+    cannot = frozenset({"/fragments"})
     half_close = HalfClose(late="sent")  # and dropped
+    answers_while_paused = True
 
     @staticmethod
     def command() -> list[str]:

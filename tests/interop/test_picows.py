@@ -12,6 +12,7 @@ from .peer import python_peer
 
 class TestPicows(Checks):
     half_close = HalfClose(late="sent")  # and dropped
+    answers_while_paused = True
 
     @staticmethod
     def command() -> list[str]:

@@ -8,6 +8,7 @@ from .peer import python_peer
 
 class TestWebsocketsAsyncio(Checks):
     half_close = HalfClose(late="ConnectionClosedOK")
+    answers_while_paused = True
 
     @staticmethod
     def command() -> list[str]:
@@ -16,6 +17,7 @@ class TestWebsocketsAsyncio(Checks):
 
 class TestWebsocketsTrio(Checks):
     half_close = HalfClose(late="ConnectionClosedOK")
+    answers_while_paused = True
 
     @staticmethod
     def command() -> list[str]:
@@ -24,6 +26,7 @@ class TestWebsocketsTrio(Checks):
 
 class TestWebsocketsThreading(Checks):
     half_close = HalfClose(late="ConnectionClosedOK")
+    answers_while_paused = True
 
     @staticmethod
     def command() -> list[str]:

@@ -20,12 +20,13 @@ import trio
 from trio_wsstream import (
     ConnectionLost,
     PingReceived,
+    StreamClosed,
     WsByteStream,
     open_ws_stream,
 )
 
 from ..support.receiving import receive_all
-from .checks import SIZES, closed_with
+from .checks import closed_with, echo_odd_sizes
 from .peer import LIMIT, need_module
 
 RESET = struct.pack("ii", 1, 0)  # This value of SO_LINGER makes a close send RST.
@@ -71,25 +72,8 @@ def websockify() -> Iterator[Websockify]:
 
 
 async def test_bytes_in_odd_sizes_there_and_back(websockify: Websockify) -> None:
-    messages = [os.urandom(size) for size in SIZES]
-    data = b"".join(messages)
-    echoed = bytearray()
-
-    async def send() -> None:
-        for message in messages:
-            await stream.send_all(message)
-
-    async def echo() -> None:
-        async for data in target:
-            await target.send_all(data)
-
-    async with websockify.meet() as (stream, target), trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        nursery.start_soon(echo)
-        while len(echoed) < len(data):
-            echoed += await stream.receive_some()
-        await stream.aclose()
-    assert echoed == data
+    async with websockify.meet() as (stream, target):
+        await echo_odd_sizes(stream, target)
 
 
 async def test_pings_both_ways(websockify: Websockify) -> None:
@@ -105,7 +89,7 @@ async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
     async with websockify.meet() as (stream, target):
         await stream.send_all(b"hello")
         await stream.aclose(code, reason)
-        assert stream.closed == closed_with(code, reason)
+        assert stream.closed == StreamClosed(code, reason, clean=True, error=None)
         assert b"".join([data async for data in target]) == b"hello"
 
 

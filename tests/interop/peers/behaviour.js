@@ -36,8 +36,15 @@ exports.behave = function (url, ws, stream) {
   })
   const ended = new Promise((resolve) => {
     stream.once('end', resolve)
-    stream.once('close', resolve)
+    // Some streams are closed while there is still something to be read from them.
+    const look = () => {
+      if (stream.readableLength || stream.isPaused()) setTimeout(look, 10)
+      else resolve()
+    }
+    stream.once('close', look)
   })
+
+  let late = null
 
   function send (data, done) {
     sent.update(data)
@@ -50,12 +57,40 @@ exports.behave = function (url, ws, stream) {
       through.on('data', (data) => sent.update(data))
       stream.pipe(through).pipe(stream)
     },
-    '/receive': () => {},
+    '/receive': () => {
+      const pause = Number(query.get('pause'))
+      const delay = Number(query.get('delay'))
+      stream.once('data', () => {
+        if (!pause) return
+        send(Buffer.from('paused'))
+        stream.pause()
+        setTimeout(() => stream.resume(), 1000 * pause)
+      })
+      if (!delay) return
+      stream.on('data', () => {
+        stream.pause()
+        setTimeout(() => stream.resume(), 1000 * delay)
+      })
+    },
     '/send': async () => {
       for (const size of query.get('sizes').split(',')) {
         await new Promise((resolve) => send(crypto.randomBytes(Number(size)), resolve))
       }
       stream.end()
+    },
+    '/fragments': () => {
+      const fragments = query.get('sizes').split(',').map((size) => crypto.randomBytes(Number(size)))
+      fragments.forEach((fragment, index) => {
+        sent.update(fragment)
+        ws.send(fragment, { binary: true, fin: index === fragments.length - 1 })
+      })
+      ws.close()
+    },
+    '/flood': () => {
+      send(crypto.randomBytes(65536), (error) => {
+        if (error) late = error.code || error.message
+        else behaviours['/flood']()
+      })
     },
     '/close': () => {
       stream.once('data', () => ws.close(Number(query.get('code')), query.get('reason')))
@@ -73,7 +108,6 @@ exports.behave = function (url, ws, stream) {
   behaviours[pathname]()
 
   Promise.all([closed, ended]).then(async ([[code, reason]]) => {
-    let late = null
     if (pathname === '/receive') {
       late = await new Promise((resolve) => {
         stream.write('late', (error) => resolve(error ? error.code || error.message : 'sent'))

@@ -12,6 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
+import anyio
+import anyio.lowlevel
+
 CERTIFICATE, AUTHORITY = sys.argv[1:3]
 SERVER_TLS = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 SERVER_TLS.load_cert_chain(CERTIFICATE)
@@ -24,6 +27,9 @@ class Connection(Protocol):
     async def send(self, data: bytes) -> None: ...
     async def receive(self) -> bytes | None:
         """A message; None at the end, after which the attributes tell it."""
+
+    async def send_fragments(self, fragments: list[bytes]) -> None:
+        """One message in so many frames."""
 
     async def ping(self, payload: bytes) -> None:
         """Until its Pong has come."""
@@ -67,14 +73,19 @@ async def behave(url: str, connection: Connection) -> None:
         counts["sent"] += len(data)
         await connection.send(data)
 
-    late = None
+    late: str | None = None
     match urlsplit(url).path:
         case "/echo":
             while (data := await receive()) is not None:
                 await send(data)
         case "/receive":
-            while await receive() is not None:
-                pass
+            if "pause" in query:
+                await receive()
+                await send(b"paused")
+                await anyio.sleep(float(query["pause"]))
+            delay = float(query.get("delay", "0"))
+            while await receive() is not None:  # noqa: ASYNC110  # it waits for no event
+                await anyio.sleep(delay)
             try:
                 await connection.send(b"late")
                 late = "sent"
@@ -84,6 +95,32 @@ async def behave(url: str, connection: Connection) -> None:
             for size in query["sizes"].split(","):
                 await send(os.urandom(int(size)))
             await connection.close(1000, "")
+        case "/fragments":
+            fragments = [os.urandom(int(size)) for size in query["sizes"].split(",")]
+            for fragment in fragments:
+                sent.update(fragment)
+                counts["sent"] += len(fragment)
+            await connection.send_fragments(fragments)
+            await connection.close(1000, "")
+        case "/flood":
+            scope = anyio.CancelScope()
+
+            async def flood() -> None:
+                nonlocal late
+                late = "sent"  # unless the library says something
+                with scope:
+                    try:
+                        while True:
+                            await send(bytes(65536))
+                            await anyio.lowlevel.checkpoint()
+                    except Exception as error:  # noqa: BLE001  # whatever it is, it is told
+                        late = type(error).__name__
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(flood)
+                while await receive() is not None:
+                    pass
+                scope.deadline = anyio.current_time() + 1
         case "/close":
             await receive()
             await connection.close(int(query["code"]), query.get("reason", ""))

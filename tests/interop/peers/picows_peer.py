@@ -66,6 +66,11 @@ class Adapter(WSListener):
         if self.holds:
             self.answer()
 
+    async def send_fragments(self, fragments: list[bytes]) -> None:
+        for index, fragment in enumerate(fragments):
+            kind = WSMsgType.CONTINUATION if index else WSMsgType.BINARY
+            self.transport.send(kind, fragment, fin=index == len(fragments) - 1)
+
     async def receive(self) -> bytes | None:
         data = None if self.has_ended else await self.frames.get()
         self.has_ended = data is None

@@ -11,7 +11,7 @@ from websockets.asyncio.server import ServerConnection, serve
 class Adapter:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.send = connection.send
+        self.send = self.send_fragments = connection.send
         self.close = connection.close
 
     async def receive(self) -> bytes | None:

@@ -11,17 +11,20 @@ from websockets.sync.server import ServerConnection, serve
 
 
 class Adapter:
-    """Its methods block, and each connection has a thread."""
+    """Its methods block, so each call has a thread."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     async def send(self, data: bytes) -> None:
-        self.connection.send(data)
+        await asyncio.to_thread(self.connection.send, data)
+
+    async def send_fragments(self, fragments: list[bytes]) -> None:
+        self.connection.send(fragments)
 
     async def receive(self) -> bytes | None:
         try:
-            return self.connection.recv(decode=False)
+            return await asyncio.to_thread(self.connection.recv, decode=False)
         except websockets.ConnectionClosed:
             return None
 

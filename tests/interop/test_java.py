@@ -1,0 +1,110 @@
+"""Java: the JDK's ``java.net.http.WebSocket``, ``Java-WebSocket``, ``Netty``, ``OkHttp``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
+
+from .checks import Checks, HalfClose, sha256
+from .conftest import Meet
+from .peer import built_peer
+
+
+class TestJavaNetHttp(Checks):
+    roles = ("client",)
+    half_close = HalfClose(late="ExecutionException: java.io.IOException: Output closed")
+    answers_while_paused = False
+
+    @staticmethod
+    def command() -> list[str | Path]:
+        return built_peer("java", "JavaNetHttp")
+
+    def answer(self, code: int, reason: str) -> tuple[int, str]:
+        return code, ""
+
+
+class TestJavaWebSocket(Checks):
+    """Its callbacks must not wait, so that it reads on whatever its program does."""
+
+    half_close = HalfClose(late="WebsocketNotConnectedException")
+    abrupt_code = None
+    answers_while_paused = True
+
+    @staticmethod
+    def command() -> list[str | Path]:
+        return built_peer("java", "JavaWebSocket")
+
+
+class TestNettyServer(Checks):
+    roles = ("server",)
+    half_close = HalfClose(late="StacklessClosedChannelException")
+    abrupt_code = None
+    answers_while_paused = False
+
+    @staticmethod
+    def command() -> list[str | Path]:
+        return built_peer("java", "Netty")
+
+    async def test_it_takes_messages_of_64_kib(self, meet: Meet) -> None:
+        """That is `StreamConfig.max_message_size`; it drops TCP at a larger one."""
+        config = StreamConfig(max_message_size=65537)
+        async with meet("/receive", config=config) as met:
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await met.stream.send_all(bytes(65537))
+            report = await met.report()
+        assert report.received == 0
+        assert "65536" in report.end
+
+
+class TestNettyClient(TestNettyServer):
+    """It drops TCP upon a Close, without one of its own."""
+
+    roles = ("client",)
+
+    def check_end(self, stream: WsByteStream, code: int, reason: str) -> None:
+        assert stream.closed is not None
+        assert (stream.closed.code, stream.closed.clean) == (1006, False)
+
+    async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
+        """But it gets no answer, so that we cannot know that the peer had nothing more to say."""
+        data = os.urandom(1_000_003)
+        async with meet("/receive") as met:
+            await met.stream.send_all(data)
+            await met.stream.send_eof()
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await met.stream.receive_some()
+            report = await met.report()
+        assert isinstance(broken.value.__cause__, ConnectionLost)
+        assert (report.received_sha256, report.code) == (sha256(data), 1000)
+
+
+class TestOkHttp(Checks):
+    roles = ("client",)
+    cannot = frozenset({"/fragments", "/ping"})
+    half_close = HalfClose(late="sent", received=b"late")
+    abrupt_code = None
+    answers_while_paused = True
+
+    @staticmethod
+    def command() -> list[str | Path]:
+        return built_peer("java", "OkHttp")
+
+    def answer(self, code: int, reason: str) -> tuple[int, str]:
+        return 1000, ""
+
+    async def test_it_answers_a_close_only_when_its_program_does(self, meet: Meet) -> None:
+        """Until then `aclose` waits, for as long as `close_timeout` says."""
+        async with meet("/receive", hold=1, config=StreamConfig(close_timeout=0.5)) as met:
+            await met.stream.send_all(b"data")
+            with trio.move_on_after(10) as scope:
+                await met.stream.aclose()
+            assert not scope.cancelled_caught
+            assert met.stream.closed is not None
+            assert not met.stream.closed.clean
+            assert (await met.report()).code == 1000
