@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "_ext"))
-_project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
+
+from trio_wsstream._version import VERSION  # noqa: E402
 
 project = "trio-wsstream"
 author = "the authors of trio-wsstream"
 copyright = author
-version = release = _project["version"]
+version = release = VERSION
 
 extensions = ["diagrams", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
