@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
@@ -41,3 +45,17 @@ html_css_files = ["diagrams.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
+
+
+def show_private_constants(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show the value of a default such as ``_MAX_PENDING``, whose name readers do not know."""
+    if not signature:
+        return None
+    names = vars(sys.modules[obj.__module__])
+    return re.sub(r"(?<== )_[A-Z_]+\b", lambda found: repr(names[found[0]]), signature), returns
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", show_private_constants)
