@@ -56,7 +56,7 @@ class TextRejected(_FailTheConnection):
 class AbnormalClosure(WsStreamError):
     """The peer's Close says that what it sent is not complete.
 
-    Its code is not in ``config.end_codes``, or it came inside a fragmented message. This error is
+    Its code is none of 1000, 1001 and 1005, or it came inside a fragmented message. It is
     also the cause of a failed send after any Close of the peer, to tell its code.
 
     Args:

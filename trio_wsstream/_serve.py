@@ -522,8 +522,7 @@ async def serve_ws(
 
     Args:
       handler: an async function that is called with a `WsByteStream`.
-      host (str, bytes or None): the interface, as in `trio.serve_tcp`. None: all interfaces.
-      port (int): the TCP port. 0: the kernel chooses a free one.
+      host (str, bytes or None), port (int): as of `trio.serve_tcp`. None: all interfaces.
       ssl_context (ssl.SSLContext or None): to serve ``wss``; None: ``ws``.
       listeners (iterable of trio.abc.Listener): in place of host and port, what to serve on:
           sockets that systemd or a parent process has opened, Unix sockets, memory. They are
@@ -534,7 +533,7 @@ async def serve_ws(
       handler_nursery (trio.Nursery or None): for the handlers and streams.
       task_status: for ``nursery.start``, which gives the list of `WsListener`.
 
-    The other arguments are those of `WsListener`.
+      The others: as of `WsListener`.
 
     Raises:
       OSError: host and port cannot be listened on.
