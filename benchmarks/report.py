@@ -68,15 +68,19 @@ def missed(results: list[Result]) -> list[str]:
 
 
 def plot(path: Path, results: list[Result]) -> None:
-    """Draw the ratios to a bare TCP stream. The suffix of ``path`` chooses the format."""
+    """Draw the ratios to a bare TCP stream. The suffix of ``path`` chooses the format.
+
+    The baseline is a line at 1. The background is transparent and all colours are of middle
+    brightness, so that the plot suits light and dark pages.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot
 
     kinds = {
-        "Throughput: more is better. A bare TCP stream is 1.": ("s2c", "c2s"),
-        "Round trip: less is better.": ("rtt",),
+        "Throughput: more is better": ("s2c", "c2s"),
+        "Round trip time: less is better": ("rtt",),
     }
     panels = {
         title: chosen
@@ -87,40 +91,39 @@ def plot(path: Path, results: list[Result]) -> None:
         raise ValueError(
             "the plot shows throughput and round trips, but none of these was measured"
         )
-    streams = (TCP, OURS, WEBSOCKETS_TRIO, TRIO_WEBSOCKET)
-    colors = ("#9aa0a6", "#1a73e8", "#f9ab00", "#d93025")
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9})
+    gray = "#7d8590"
+    style = dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), gray)
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9}
+    mpl.rcParams.update(style)
     figure, all_axes = pyplot.subplots(
         1,
         len(panels),
-        figsize=(10, 4),
+        figsize=(9, 3),
         squeeze=False,
         layout="constrained",
         width_ratios=[max(3, len(chosen)) for chosen in panels.values()],
     )
     for axes, (title, chosen) in zip(all_axes[0], panels.items(), strict=True):
-        width = 0.8 / len(streams)
-        for index, (stream, color) in enumerate(zip(streams, colors, strict=True)):
-            ratios = [result.ratio(stream, TCP) for result in chosen]
-            known = [(place, ratio) for place, ratio in enumerate(ratios) if ratio]
-            axes.bar(
-                [place + (index - 1.5) * width for place, _ in known],
-                [ratio.median for _, ratio in known],
-                width,
-                yerr=[
-                    [ratio.median - ratio.low for _, ratio in known],
-                    [ratio.high - ratio.median for _, ratio in known],
-                ],
-                ecolor="#5f6368",
-                color=color,
-                label=stream,
-            )
+        _draw_bars(axes, chosen)
+        axes.axhline(1, color=gray, linestyle="--", linewidth=1, label="bare TCP")
         axes.set_title(title)
         axes.set_xticks(range(len(chosen)), [_short_title(result) for result in chosen])
         axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0][0].legend(ncols=len(streams), loc="upper left", frameon=False)
-    all_axes[0][0].set_ylim(top=all_axes[0][0].get_ylim()[1] * 1.15)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    labels = all_axes[0][0].get_legend_handles_labels()
+    figure.legend(*labels, ncols=4, loc="outside upper center", frameon=False)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, metadata=metadata, transparent=True)
+
+
+def _draw_bars(axes: Any, results: list[Result]) -> None:
+    """Draw a group of bars for each result, one bar for each kind of stream."""
+    colors = {OURS: "#1f8fff", WEBSOCKETS_TRIO: "#d99000", TRIO_WEBSOCKET: "#e5534b"}
+    width = 0.8 / len(colors)
+    for index, (stream, color) in enumerate(colors.items()):
+        ratios = [result.ratio(stream, TCP) for result in results]
+        known = [(place, ratio.median) for place, ratio in enumerate(ratios) if ratio]
+        places = [place + (index - 1) * width for place, _ in known]
+        axes.bar(places, [median for _, median in known], width, color=color, label=stream)
 
 
 def _short_title(result: Result) -> str:

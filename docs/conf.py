@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import tomllib
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "_ext"))
-_project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
+
+from trio_wsstream._version import VERSION  # noqa: E402
 
 project = "trio-wsstream"
 author = "the authors of trio-wsstream"
 copyright = author
-version = release = _project["version"]
+version = release = VERSION
 
 extensions = ["diagrams", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
@@ -37,7 +41,21 @@ napoleon_use_ivar = True  # Attributes are listed with their class, and not a se
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
-html_css_files = ["diagrams.css"]
+html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
+
+
+def show_private_constants(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show the value of a default such as ``_MAX_PENDING``, whose name readers do not know."""
+    if not signature:
+        return None
+    names = vars(sys.modules[obj.__module__])
+    return re.sub(r"(?<== )_[A-Z_]+\b", lambda found: repr(names[found[0]]), signature), returns
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", show_private_constants)

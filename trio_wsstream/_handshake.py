@@ -339,7 +339,9 @@ class WsRequest(WebSocketRequest):
     Attributes:
       state (types.SimpleNamespace): of this request alone. What ``accept=`` leaves there is
           `WsByteStream.state` for the handler.
-      headers, path, proposed_subprotocols, local, remote: as of `trio_websocket.WebSocketRequest`.
+
+    The other attributes are those of `trio_websocket.WebSocketRequest`: ``headers``, ``path``,
+    ``proposed_subprotocols``, ``local`` and ``remote``.
     """
 
     def __init__(self, transport: trio.abc.Stream, head: _Head, glued: bytes) -> None:

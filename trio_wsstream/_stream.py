@@ -98,16 +98,20 @@ class WsByteStream(trio.abc.HalfCloseableStream):
           has been touched then.
 
     Attributes:
-      connection (WebSocketConnection), config (StreamConfig): as given.
+      connection (trio_websocket.WebSocketConnection): as given.
+      config (StreamConfig): as given.
       closed (StreamClosed or None): how the stream ended, once its transport is closed.
-      subprotocol (str or None), path (str or None), handshake_headers (tuple): of the
-          opening handshake (RFC 6455, 4): on a client the headers of the response; on a
-          server those of the request, if `WsListener` has made the stream, else none. Those
-          that only the handshake itself needs may be left out.
+      subprotocol (str or None): the subprotocol that both sides agreed on.
+      path (str or None): the path of the opening handshake's request, with its query.
+      handshake_headers (tuple): headers of the opening handshake (RFC 6455, 4). On a client they
+          are those of the response. On a server they are those of the request if `WsListener`
+          has made the stream, else there are none. Headers that only the handshake itself needs
+          may be left out.
       state (types.SimpleNamespace or None): what a server's ``accept=`` hook has left there for the
           handler; None where there was no such hook.
-      local, remote (trio_websocket.Endpoint or str): the transport's addresses; its `repr`
-          where it has none (Unix sockets, AF_VSOCK, memory).
+      local (trio_websocket.Endpoint or str): the address of this end of the transport, or the
+          transport's `repr` if it has no address (Unix sockets, AF_VSOCK, memory).
+      remote (trio_websocket.Endpoint or str): the address of the other end, in the same form.
 
     ``async with stream`` closes it: with 1000 if the block ended well, with 1011 after an
     `Exception`, so that the peer never reads a clean end of half the data; after anything

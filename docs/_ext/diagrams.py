@@ -56,43 +56,43 @@ def svg(width: float, height: float, parts: list[str], label: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}"'
         f' viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+        f' style="min-width: {min(width, 360):g}px"'
         ' font-family="inherit" font-size="13" stroke="currentColor" fill="currentColor"'
         ' stroke-width="1.2"><style>text{stroke:none}</style>' + "".join(parts) + "</svg>"
     )
 
 
 def draw_sequence(parties: list[str], lines: list[str], label: str) -> str:
-    widest = max(len(each.partition(":")[2] or each) for each in lines)
-    gap = max(240, widest * LETTER + 40)
-    places = {party: 130 + index * gap for index, party in enumerate(parties)}
+    steps = [(who, words.strip()) for who, _, words in (each.partition(":") for each in lines)]
+
+    def room_for_notes(party: str) -> float:
+        """Return the pixels that the notes of a party at the edge need beside its line."""
+        notes = [len(words) for who, words in steps if who.strip() == party]
+        return max([58, *(LETTER * length + 20 for length in notes)])
+
+    arrows = [len(words) for who, words in steps if "->" in who]
+    gap = max(170, max(arrows) * LETTER + 30)
+    left = room_for_notes(parties[0])
+    places = {party: left + index * gap for index, party in enumerate(parties)}
+    rightmost = max(places.values())
     bottom = BOX + 20 + STEP * len(lines)
     parts = []
     for party, x in places.items():
         width = max(90, len(party) * LETTER + 24)
         parts.append(box(x - width / 2, 1, width, party))
         parts.append(line(x, BOX + 1, x, bottom, 'stroke-dasharray="3 4" opacity="0.6"'))
-    for index, each in enumerate(lines):
+    for index, (who, words) in enumerate(steps):
         y = BOX + STEP * (index + 1)
-        who, _, words = each.partition(":")
-        source, is_arrow, target = who.partition("->")
+        source, is_arrow, target = (each.strip() for each in who.partition("->"))
+        x = places[source]
         if is_arrow:
-            start, stop = places[source.strip()], places[target.strip()]
-            parts.append(arrow(start, stop, y))
-            parts.append(text((start + stop) / 2, y - 7, words.strip()))
+            parts.append(arrow(x, places[target], y))
+            parts.append(text((x + places[target]) / 2, y - 7, words))
         else:
-            x = places[source.strip()]
-            is_last = x == max(places.values())
-            side, anchor = (12, "start") if is_last else (-12, "end")
+            side, anchor = (12, "start") if x == rightmost else (-12, "end")
             parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="3.5" fill="currentColor"/>')
-            parts.append(text(x + side, y + 4, words.strip(), anchor))
-    notes = [(e.partition(":")[0].strip(), e.partition(":")[2].strip()) for e in lines]
-    left = max((len(w) * LETTER + 30 for p, w in notes if p == parties[0]), default=0)
-    right = max((len(w) * LETTER + 30 for p, w in notes if p == parties[-1]), default=0)
-    shift = max(0, left - 130)
-    width = shift + max(places.values()) + max(130, right)
-    return svg(
-        width, bottom + 4, [f'<g transform="translate({shift:g},0)">', *parts, "</g>"], label
-    )
+            parts.append(text(x + side, y + 4, words, anchor))
+    return svg(rightmost + room_for_notes(parties[-1]), bottom + 4, parts, label)
 
 
 def draw_flow(lines: list[str], label: str) -> str:
