@@ -129,6 +129,8 @@ async def live(server: Server, sockets: list[socket.socket], parent: int | None 
         stop()
 
     with trio.open_signal_receiver(*_STOPPING, *_OTHERS) as signals:
+        # A worker is started with them blocked, so that none comes too early.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPPING, *_OTHERS, signal.SIGCHLD})
         async with trio.open_nursery() as everything:
             everything.start_soon(attend_signals)
             if parent is not None:
@@ -257,7 +259,6 @@ class _Supervisor:
         try:
             os.setpgid(0, 0)
             os.close(self._pipe[1])
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOPPING, *_OTHERS, signal.SIGCHLD})
             code = self._work(number, self._pipe[0])
         finally:
             sys.stderr.flush()

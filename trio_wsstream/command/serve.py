@@ -188,8 +188,12 @@ class Gateway(life.Server):
         return 200, headers, b"ok\n"
 
     def _tell_refused(self, remote: object, status: int | None, reason: str) -> None:
-        what = "no opening handshake" if status is None else f"refused with {status}"
-        text = f"{who(remote)}: {what}: {reason}" if reason else f"{who(remote)}: {what}"
+        what = "no opening handshake"
+        if status is not None:
+            what = f"refused with {status}"
+            phrase, _, text = reason.partition(": ")  # "502 Bad Gateway: connection refused ..."
+            reason = text or phrase.removeprefix(f"{status} ")
+        text = f"{who(remote)}: {what}: {reason}"
         log.tell("refused", text, client=who(remote), status=status, reason=reason)
 
     def _tell_error(self, stream: WsByteStream, error: Exception) -> None:
