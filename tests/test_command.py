@@ -607,6 +607,20 @@ async def test_health_is_200_and_while_draining_503() -> None:
         assert await serving.wait() == 0
 
 
+async def test_a_health_check_that_resets_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As haproxy's do, once they have read the status."""
+    async with echo() as address, running("serve", "0", address, "--health=/healthz") as serving:
+        async with await trio.open_tcp_stream("127.0.0.1", serving.port) as stream:
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+            reset(stream)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        async with open_ws_stream(serving.url) as client:
+            assert await ask(client, b"x") == b"x"
+        await said(caplog, "both directions ended")
+    assert "handshake" not in caplog.text
+
+
 async def test_sigusr1_writes_a_table_of_what_is_open(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         echo() as address,

@@ -24,6 +24,7 @@ from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, serve_ws
 from .support.programs import LIMIT, TUNNEL, Program, port_of, running, tunnel
 from .support.receiving import receive_all
 from .support.tasks import background
+from .support.transports import AUTHORITY, SERVER_TLS
 
 DATA = os.urandom(2_000_000)
 
@@ -273,6 +274,25 @@ async def test_check_tells_each_step() -> None:
         assert report["url"] == url
         assert [step["name"] for step in report["steps"]] == steps[:-1]
         assert all(step["ok"] for step in report["steps"])
+
+
+async def test_check_tells_whose_certificate_it_is_and_how_long_it_lasts(tmp_path: Path) -> None:
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with background() as nursery:
+        (listener,) = await nursery.start(
+            partial(serve_ws, receive_all, "127.0.0.1", 0, SERVER_TLS)
+        )
+        url = f"wss://localhost:{listener.port}/"
+        report = json.loads((await run("check", "--json", url, f"--ca={tmp_path}/ca.pem")).stdout)
+        (tls,) = (step["facts"] for step in report["steps"] if step["name"] == "tls")
+        assert "trustme" in tls["issuer"]
+        assert tls["days_left"] > 0
+        done = await run("check", url, code=3)
+        assert b"It cannot be reached: tls: certificate verify failed" in done.stdout
+        assert (
+            b"What to do: if it is your own authority's, trust that with --ca FILE" in done.stdout
+        )
+        assert b"was not checked (--insecure)" in (await run("check", "--insecure", url)).stdout
 
 
 async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:

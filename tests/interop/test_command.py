@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -243,7 +244,11 @@ async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
                 await serving.says(f"#{number} .*: open")
                 await type_in("hello", "Enter")
                 await shows("hello\nhello")
-                os.kill(int((tmp_path / "pid").read_text()), getattr(signal, f"SIG{name}"))
+                process = int((tmp_path / "pid").read_text())
+                os.kill(process, getattr(signal, f"SIG{name}"))
+                await serving.says(f"#{number} .* there")
+                while await trio.Path(f"/proc/{process}").exists():  # noqa: ASYNC110
+                    await trio.sleep(0.01)
                 await type_in("echo still $((40 + 2)); cat", "Enter")
                 await shows("still 42")  # the shell reads, and echoes
                 await type_in("and a program", "Enter")
@@ -261,9 +266,10 @@ async def echo() -> AsyncGenerator[str, None]:
     """The address of a TCP server that sends everything back, and its end."""
 
     async def handle(stream: trio.SocketStream) -> None:
-        async for chunk in stream:
-            await stream.send_all(chunk)
-        await stream.send_eof()
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for chunk in stream:
+                await stream.send_all(chunk)
+            await stream.send_eof()
 
     async with background() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
@@ -322,8 +328,8 @@ async def test_haproxy_in_front_with_tls_and_health_checks(tmp_path: Path) -> No
         (tmp_path / "haproxy.cfg").write_text(
             HAPROXY.format(port=port, folder=tmp_path, server_port=await port_of(serving))
         )
-        command = [haproxy, "-db", "-V", "-f", tmp_path / "haproxy.cfg"]
-        async with running(command, "ready|started|using|Loading"):
+        command = [haproxy, "-W", "-db", "-f", tmp_path / "haproxy.cfg"]
+        async with running(command, "Loading success"):
             url = f"wss://localhost:{port}/"
             ca = f"--ca={tmp_path}/ca.pem"
             check, code = [*TUNNEL, "check", url, ca], 3

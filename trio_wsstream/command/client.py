@@ -51,11 +51,11 @@ def open_stream(
     """`open_ws_stream` with the options.
 
     Args:
-      url: another one than that of the options.
+      url: another one than that of the options, to open without TLS.
     """
     return open_ws_stream(
         url or options.url,
-        options.tls,
+        options.tls if url is None else None,
         subprotocols=options.subprotocol,
         extra_headers=options.headers,
         connect_timeout=options.connect_timeout,
