@@ -80,7 +80,7 @@ class Closing:
         if writer.is_truncated and not writer.close_written:
             return True  # no Close can go out any more
         both_closes = protocol.close_received is not None and writer.close_written
-        return both_closes and not protocol.client and not protocol.has_failed
+        return both_closes and not protocol.client and not protocol.ends_tcp_gently
 
     def may_tell_end(self) -> bool:
         """Whether ``receive_some`` may tell the end: a caller that returns at the end must not

@@ -192,6 +192,7 @@ class Protocol:
       peer_defers_answer (bool): the peer has said that it holds back its answer to our half-close.
       peer_speaks_on (bool): the peer has sent a Ping or Pong after its Close.
       error (WsStreamError or None): why the connection broke.
+      has_deferred (bool): our answer to the peer's Close was held back, and the peer knows it.
       has_failed (bool): this side failed the connection for what the peer did (7.1.7).
       tcp_ended (bool): nothing more can come.
       ended (bool): nothing more will be added to ``unread``.
@@ -226,6 +227,7 @@ class Protocol:
         "encode_message",
         "ended",
         "error",
+        "has_deferred",
         "has_failed",
         "is_receiving",
         "owes",
@@ -254,6 +256,7 @@ class Protocol:
         self.peer_defers_answer = False
         self.peer_speaks_on = False
         self.error: WsStreamError | None = None
+        self.has_deferred = False
         self.has_failed = False
         self.tcp_ended = False
         self.ended = False
@@ -408,6 +411,7 @@ class Protocol:
             if not self.answer_is_deferred:
                 self._owe_close(close)
             elif close == HALF_CLOSE:
+                self.has_deferred = True
                 self._owe_pong(ANSWER_DEFERRED)
         self._forget_pings()
 
@@ -459,6 +463,15 @@ class Protocol:
         self._pongs_owed.append(payload)
         del self._pongs_owed[:-MAX_PONGS_OWED]
         self.owes = True
+
+    @property
+    def ends_tcp_gently(self) -> bool:
+        """Whether this side must end its own half of TCP and read on until the peer ends the other.
+
+        To close TCP with something unread resets it, and a reset overtakes what the peer has not
+        read yet. So it is after a failure, and where a half-closed peer may send control frames.
+        """
+        return not self.client and (self.has_failed or self.has_deferred)
 
     @property
     def may_send_control(self) -> bool:

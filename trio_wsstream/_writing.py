@@ -117,7 +117,7 @@ class Writer:
         rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
         if wire.failure:
             self._changed()
-        elif rest or protocol.has_failed:
+        elif rest or (protocol.ends_tcp_gently and protocol.close_sent is not None):
             _logger.debug("%s: a task has the turn to write what is owed", self._name)
             self.turn_is_taken = True
             self._nursery.start_soon(self._flush, rest)
@@ -132,13 +132,13 @@ class Writer:
             if data:
                 await self._wire.write((data,))
             self._note_written()
-            if (
-                protocol.has_failed
-                and not protocol.owes  # or TCP would end before the Close that is owed by now
-                and not protocol.client
-                and isinstance(self._transport, trio.abc.HalfCloseableStream)
-            ):
-                await self._transport.send_eof()
+            is_last = protocol.close_sent is not None and not protocol.owes
+            if is_last and protocol.ends_tcp_gently:
+                beneath = self._transport
+                while isinstance(beneath, trio.SSLStream):  # TLS itself has no half-close
+                    beneath = beneath.transport_stream
+                if isinstance(beneath, trio.abc.HalfCloseableStream):
+                    await beneath.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the wire has noted why
         except trio.Cancelled:  # with the nursery, so that the stream is dropped
