@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from trio_wsstream import HalfClose, StreamConfig
 from trio_wsstream.command import main
 from trio_wsstream.command.addresses import Address
-from trio_wsstream.command.options import JOBS, UsageError, parse, read_tokens
+from trio_wsstream.command.options import JOBS, UsageError, make_parser, parse, read_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -231,3 +232,37 @@ def test_the_environment_is_asked_for_a_proxy_only_if_it_names_one(
     assert parse(["connect", "ws://host"]).proxy == "env"
     assert parse(["connect", "ws://host", "--proxy", "none"]).proxy is None
     assert parse(["connect", "ws://host", "--proxy", "http://x:1"]).proxy == "http://x:1"
+
+
+# What the docs say
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def command_lines() -> list[str]:
+    """Those in the code blocks of the pages on the command, without what they are examples for."""
+    lines = []
+    for page in (DOCS / "command.rst", *sorted(DOCS.glob("tunnel-*.rst"))):
+        text = page.read_text().replace("\\\n", " ")
+        lines += re.findall(
+            r"^    (?:.*[ /])?trio-wsstream ((?:serve|listen|check|connect) .*)$", text, re.M
+        )
+    return [line for line in lines if "URL" not in line and "TARGET" not in line]
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_the_command_lines_in_the_docs_are_right(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_wsstream.command.options.read_text", lambda *_: "token")
+    assert parse(shlex.split(line)).job == line.split()[0]
+
+
+def test_the_docs_have_command_lines() -> None:
+    assert len(command_lines()) >= 8
+
+
+def test_the_docs_have_no_option_that_there_is_not() -> None:
+    known = {name for each in JOBS for a in make_parser(each)._actions for name in a.option_strings}
+    text = (DOCS / "command.rst").read_text()
+    assert set(re.findall(r"``(--[a-z-]+)", text)) <= known | {"--help"}

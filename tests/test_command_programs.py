@@ -305,7 +305,7 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
         for url, step, words in (
             ("ws://nowhere.invalid/", "name", "cannot be resolved"),
             ("ws://127.0.0.1:1/", "tcp", "is the server running, and is the port right?"),
-            (f"ws://127.0.0.1:{port}/", "status", "handshake"),
+            (f"ws://127.0.0.1:{port}/", "status", "without a response"),
             (f"wss://127.0.0.1:{port}/", "tls", ""),
         ):
             done = await run("check", url, code=3)
