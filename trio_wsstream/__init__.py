@@ -1,5 +1,8 @@
 """A WebSocket as a Trio byte stream."""
 
+from typing import TYPE_CHECKING
+
+from ._bridge import BridgeDirection, BridgeEnd, BridgeResult, bridge
 from ._config import HalfClose, StreamConfig, TextPolicy
 from ._errors import (
     AbnormalClosure,
@@ -24,11 +27,16 @@ from ._events import (
 )
 from ._handshake import WsRequest
 from ._open import open_ws_stream, wrap_websocket
-from ._serve import WsListener, serve_ws
 from ._stream import WsByteStream
+
+if TYPE_CHECKING:
+    from ._serve import WsListener, serve_ws
 
 __all__ = [
     "AbnormalClosure",
+    "BridgeDirection",
+    "BridgeEnd",
+    "BridgeResult",
     "CloseReceived",
     "ConnectionLost",
     "ErrorOccurred",
@@ -51,7 +59,17 @@ __all__ = [
     "WsListener",
     "WsRequest",
     "WsStreamError",
+    "bridge",
     "open_ws_stream",
     "serve_ws",
     "wrap_websocket",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """A client needs no server: it is imported when it is asked for (PEP 562)."""
+    if name in ("WsListener", "serve_ws"):
+        from . import _serve
+
+        return getattr(_serve, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,6 @@ from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnectio
 
 from . import _handshake
 from ._config import StreamConfig, check_seconds, check_several
-from ._proxy import find_proxy, open_through_proxy
 from ._stream import WsByteStream
 from ._url import Url, parse_url
 
@@ -120,7 +119,11 @@ async def open_ws_stream(
             raise TypeError(f"transport must be a Stream, not {transport!r}")
         if transport is not None and proxy is not None:
             raise ValueError("proxy must be None where there is a transport to connect over")
-        via = find_proxy(proxy, "wss" if parsed.is_secure else "ws", parsed.host, parsed.port)
+        via = None
+        if proxy is not None:  # imported only where it is used: that takes time
+            from ._proxy import find_proxy, open_through_proxy
+
+            via = find_proxy(proxy, "wss" if parsed.is_secure else "ws", parsed.host, parsed.port)
     except BaseException:
         if isinstance(transport, trio.abc.Stream):
             await trio.aclose_forcefully(transport)

@@ -309,8 +309,9 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                 if stream is None:
                     await trio.aclose_forcefully(transport)
         except (HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            why = str(error) or str(error.__cause__ or "")
-            self._tell_refused(pending, None, why or "the client broke the connection")
+            if not pending.has_answer:  # else that has been told, or was no refusal
+                why = str(error) or str(error.__cause__ or "")
+                self._tell_refused(pending, None, why or "the client broke the connection")
         except Exception as error:
             _logger.exception("an opening handshake failed")
             self._tell_refused(pending, None, f"the server failed: {type(error).__name__}")

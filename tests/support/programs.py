@@ -14,7 +14,7 @@ from typing import Any, Final
 import trio
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
-TUNNEL: Final = [sys.executable, str(EXAMPLES / "tunnel.py")]
+TUNNEL: Final = [sys.executable, "-m", "trio_wsstream"]
 
 LIMIT: Final = 30  # seconds: a bound against hanging
 
@@ -105,13 +105,13 @@ def free_port() -> int:
 
 
 def tunnel(*arguments: str) -> AbstractAsyncContextManager[Program]:
-    """``examples/tunnel.py serve`` or ``listen``."""
+    """``trio-wsstream serve`` or ``listen``."""
     return running([*TUNNEL, *arguments], "listening on")
 
 
 async def port_of(program: Program) -> int:
     """The port that a tunnel listens on."""
-    return int((await program.says(r"listening on \S+ port (\d+)"))[1])
+    return int((await program.says(r"listening on \S+:(\d+)"))[1])
 
 
 @asynccontextmanager

@@ -1,0 +1,131 @@
+"""What `connect`, `listen` and `check` share: opening a WebSocket, and saying why that failed."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from trio_websocket import ConnectionRejected, ConnectionTimeout, HandshakeError
+
+from trio_wsstream import ProxyRejected, WsByteStream, open_ws_stream
+
+from . import log
+from .addresses import is_loopback
+from .connections import describe
+
+CANNOT_OPEN = (HandshakeError, ValueError, OSError, ImportError)
+"""What `open_stream` raises if there is no connection."""
+
+
+def shown(url: str) -> str:
+    """A URL without its query, which may hold a secret."""
+    return url.partition("?")[0]
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Make the TLS context, and warn of what an operator should not overlook.
+
+    Raises:
+      UsageError: a file cannot be used.
+    """
+    options.tls = None
+    if options.url.startswith("wss:"):
+        from .tls import client_context
+
+        options.tls = client_context(options)
+    if options.insecure:
+        log.warn("insecure", "--insecure: any certificate is accepted, so anybody can listen in")
+    if options.has_token and options.tls is None and not is_loopback(_host(options.url)):
+        log.warn("insecure", "the token is sent without encryption; wss:// would encrypt it")
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def open_stream(
+    options: argparse.Namespace, *, url: str | None = None, **more: Any
+) -> AbstractAsyncContextManager[WsByteStream]:
+    """`open_ws_stream` with the options.
+
+    Args:
+      url: another one than that of the options, to open without TLS.
+    """
+    return open_ws_stream(
+        url or options.url,
+        options.tls if url is None else None,
+        subprotocols=options.subprotocol,
+        extra_headers=options.headers,
+        connect_timeout=options.connect_timeout,
+        config=options.config,
+        **(more or {"proxy": options.proxy}),
+    )
+
+
+def why_not(options: argparse.Namespace, error: Exception) -> str:
+    """Why there is no connection, in one line, and what to do if that is known."""
+    text = why(options, error)
+    advice = advise(options, error)
+    return f"{text}; {advice}" if advice else text
+
+
+def why(options: argparse.Namespace, error: Exception) -> str:
+    """Why there is no connection, in one line."""
+    if isinstance(error, ConnectionRejected):
+        body = (error.body or b"").decode("utf-8", "replace").strip()
+        is_text = bool(body) and not body.startswith("<")
+        said = f": {body.splitlines()[0][:200]}" if is_text else ""
+        return f"the server answered {error.status_code}{said}"
+    if isinstance(error, ConnectionTimeout):
+        return f"no answer within {options.connect_timeout:g} s (--connect-timeout)"
+    if isinstance(error, HandshakeError) and isinstance(error.__cause__, OSError):
+        return f"cannot connect to {urlsplit(options.url).netloc}: {describe(error.__cause__)}"
+    return str(error) or repr(error)
+
+
+def advise(options: argparse.Namespace, error: BaseException) -> str:
+    """What to do about it; empty if that is not known."""
+    if isinstance(error, ConnectionRejected):
+        return _advise_for_status(options, error.status_code)
+    if isinstance(error, ProxyRejected):
+        return ""
+    reason = describe(error).lower()
+    for words, advice in _ADVICE.items():
+        if words in reason:
+            return advice
+    return ""
+
+
+_ADVICE: Final = {
+    "connection refused": "nothing listens there: is the server running, and is the port right?",
+    "not known": "is the name right, and does this machine have a DNS server?",
+    "name resolution": "is the name right, and does this machine have a DNS server?",
+    "timed out": "is a firewall between, or is a proxy needed? --proxy",
+    "unreachable": "is a firewall between, or is a proxy needed? --proxy",
+    "mismatch, certificate": "the URL, or --server-name, must have the name in the certificate",
+    "has expired": "its operator must renew the certificate",
+    "certificate verify failed": "if it is your own authority's, trust that with --ca FILE",
+    "wrong version number": "it does not speak TLS there: is it ws:// and not wss://?",
+    "record layer failure": "it does not speak TLS there: is it ws:// and not wss://?",
+    "certificate required": "it wants a client certificate: --cert and --key",
+    "handshake failure": "it may want a client certificate: --cert and --key",
+}
+
+
+def _advise_for_status(options: argparse.Namespace, status: int) -> str:
+    if 300 <= status < 400:
+        return "it sends clients elsewhere: is the URL right?"
+    if status == 401 and options.has_token:
+        return "it does not know this token"
+    if status == 400 and options.url.startswith("ws:"):
+        return "does it speak TLS? Then the URL begins with wss://"
+    advice = {
+        200: "the path of the URL serves no WebSocket",
+        401: "does it need a token? --token-file",
+        403: "does it admit only some origins? --origin",
+        404: "the path of the URL is not one that it serves",
+        426: "it speaks another version of the WebSocket protocol",
+    }
+    return advice.get(status, "")

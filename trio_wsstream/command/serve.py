@@ -1,0 +1,262 @@
+"""``trio-wsstream serve ADDRESS TARGET``: WebSockets to a TCP port or Unix socket.
+
+The target is connected to before the client is answered, so that a client whose target is away is
+told so by a status, and not by a WebSocket that ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hmac
+import ipaddress
+import os
+import socket
+from functools import partial
+from typing import Any
+
+import trio
+from trio_websocket import ConnectionRejected
+
+from trio_wsstream import WsByteStream, WsRequest, serve_ws
+
+from . import addresses, life, log
+from .addresses import Address
+from .connections import Connection, Connections, Counters, describe
+from .options import UsageError, read_tokens
+from .tls import TlsListener, server_context
+
+_HANDSHAKE = 10.0  # seconds, besides those for connecting to the target
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until signals end it.
+
+    Returns:
+      int: the exit code.
+
+    Raises:
+      UsageError: a file cannot be used, or everybody could connect and `--open` does not say so.
+    """
+    server_context(options)  # before anything is listened on
+    if options.token_file is not None:
+        read_tokens(options.token_file)
+    return life.run(
+        options.address, partial(Gateway, options), partial(check_open, options), options.workers
+    )
+
+
+def check_open(options: argparse.Namespace, sockets: list[socket.socket]) -> None:
+    """Refuse to be an open relay by mistake."""
+    public = [addresses.name_of(sock) for sock in sockets if not addresses.is_local(sock)]
+    if not public or options.token_file is not None or options.client_ca is not None:
+        return
+    if not options.open:
+        raise UsageError(
+            f"{public[0]} can be reached by other machines, and everybody would get to the target. "
+            "Give --token-file or --client-ca to say who may, or --open if everybody may."
+        )
+    log.warn("open", f"--open: everybody who reaches {', '.join(public)} gets to the target")
+
+
+def refusal(status: int, reason: str, *headers: tuple[bytes, bytes]) -> ConnectionRejected:
+    text = ((b"Content-Type", b"text/plain; charset=utf-8"), *headers)
+    return ConnectionRejected(status, text, f"{reason}\n".encode())
+
+
+class Gateway(life.Server):
+    """Answers clients, and carries them to their targets."""
+
+    def __init__(self, options: argparse.Namespace, counters: Counters, worker: int | None) -> None:
+        self.options = options
+        self.connections = Connections(options.max_connections, counters, worker)
+        self.drain_timeout = options.drain_timeout
+        self.answers_while_draining = options.health is not None
+        self._routes: dict[str, Address] = dict(options.route)
+        self._tokens: dict[str, bytes] | None = None
+        self._tls: list[TlsListener] = []
+        self._read_tokens()
+
+    def _read_tokens(self) -> None:
+        if self.options.token_file is not None:
+            self._tokens = read_tokens(self.options.token_file)
+
+    def reload(self) -> None:
+        """Read certificates and tokens again, for new connections; if one is wrong, none."""
+        try:
+            context = server_context(self.options)
+            self._read_tokens()
+        except UsageError as error:
+            log.fail("reload", f"what was read before stays: {error}")
+            return
+        for listener in self._tls:
+            assert context is not None
+            listener.context = context
+        log.tell("reload", "certificates and tokens have been read again")
+
+    async def serve(
+        self,
+        listeners: list[life.Listener],
+        handlers: trio.Nursery,
+        task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        options = self.options
+        context = server_context(options)
+        served: list[Any] = [*listeners]
+        if context is not None:
+            served = self._tls = [TlsListener(each, context) for each in listeners]
+        await serve_ws(
+            self._carry,
+            listeners=served,
+            subprotocols=options.subprotocol,
+            allowed_origins=[None, *options.origin],
+            connect_timeout=_HANDSHAKE + options.connect_timeout,
+            config=options.config,
+            accept=self._admit,
+            http=self._answer,
+            on_refused=self._tell_refused,
+            on_error=self._tell_error,
+            handler_nursery=handlers,
+            task_status=task_status,
+        )
+
+    # Before the answer
+
+    async def _admit(self, request: WsRequest) -> None:
+        """The ``accept=`` of `serve_ws`. Raises ConnectionRejected."""
+        if self.connections.is_draining:
+            raise refusal(503, "this server is stopping", (b"Retry-After", b"1"))
+        user = self._authenticate(request)
+        path = request.path.partition("?")[0]
+        target = self._target_of(path)
+        if self.connections.is_full():
+            limit = self.options.max_connections
+            raise refusal(503, f"{limit} connections are open, and no more are allowed")
+        connection = self.connections.begin("", str(target), path, user)
+        request.state.connection = connection
+        connection.local = await self._connect(target)
+
+    def _authenticate(self, request: WsRequest) -> str:
+        """The name of the client's token, if it needs one."""
+        if self._tokens is None:
+            return ""
+        given = [value for name, value in request.headers if name.lower() == b"authorization"]
+        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        found = ""
+        if scheme.lower() == b"bearer":
+            for name, each in self._tokens.items():  # all of them, so that time tells nothing
+                if hmac.compare_digest(each, token.strip()):
+                    found = name
+        if not found:
+            reason = "this token is not known" if given else "a bearer token is needed"
+            raise refusal(401, reason, (b"WWW-Authenticate", b"Bearer"))
+        return found
+
+    def _target_of(self, path: str) -> Address:
+        target: Address | None = self._routes.get(path, self.options.target)
+        if target is None:
+            raise refusal(404, "there is nothing at this path")
+        return target
+
+    async def _connect(self, target: Address) -> trio.SocketStream:
+        seconds = self.options.connect_timeout
+        try:
+            with trio.fail_after(seconds):
+                return await addresses.connect_to(target)
+        except trio.TooSlowError:
+            raise refusal(504, f"the target did not answer within {seconds:g} s") from None
+        except OSError as error:
+            why = describe(error)
+            if why == os.strerror(errno.ECONNREFUSED):
+                why = "connection refused by the target"
+            elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise refusal(503, f"{why} on the server") from None
+            else:
+                why = f"the target cannot be reached: {why}"
+            raise refusal(502, why) from None
+
+    async def _answer(
+        self, method: str, path: str, _: Any
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+        """The ``http=`` of `serve_ws`: health checks."""
+        health = self.options.health
+        if health is None or path.partition("?")[0] != health or method not in ("GET", "HEAD"):
+            return None
+        headers = [(b"Content-Type", b"text/plain"), (b"Cache-Control", b"no-store")]
+        if self.connections.is_draining:
+            return 503, headers, b"draining\n"
+        return 200, headers, b"ok\n"
+
+    def _tell_refused(self, remote: object, status: int | None, reason: str) -> None:
+        what = "no opening handshake"
+        if status is not None:
+            what = f"refused with {status}"
+            phrase, _, text = reason.partition(": ")  # "502 Bad Gateway: connection refused ..."
+            reason = text or phrase.removeprefix(f"{status} ")
+        text = f"{who(remote)}: {what}: {reason}"
+        log.tell("refused", text, client=who(remote), status=status, reason=reason)
+
+    def _tell_error(self, stream: WsByteStream, error: Exception) -> None:
+        log.fail("error", f"{who(stream.remote)}: {error!r}")
+
+    # After it
+
+    async def _carry(self, ws: WsByteStream) -> None:
+        assert ws.state is not None
+        connection: Connection = ws.state.connection
+        connection.client = self._client_of(ws)
+        if not connection.user:
+            connection.user = self._subject_of(ws)
+        names = ("the client", "the target")
+        local = connection.local
+        await self.connections.carry(connection, ws, local, names=names, ws_first=True)
+
+    def _client_of(self, ws: WsByteStream) -> str:
+        """Its address; behind a proxy that is trusted, the one that this has forwarded."""
+        address = who(ws.remote)
+        forwarded = forwarded_for(ws.handshake_headers)
+        trusted = self.options.trust_forwarded
+        hop = str(getattr(ws.remote, "address", "unix"))
+        client = ""
+        while forwarded and _is_trusted(hop, trusted):
+            client = hop = forwarded.pop()
+        return f"{client} through {address}" if client else address
+
+    def _subject_of(self, ws: WsByteStream) -> str:
+        if self.options.client_ca is None:
+            return ""
+        return next(filter(None, (each.subject_of(ws.remote) for each in self._tls)), "")
+
+
+def who(remote: Any) -> str:
+    """A peer's address, for the log."""
+    if hasattr(remote, "address"):
+        return str(Address(str(remote.address), remote.port))
+    return "unix"
+
+
+def forwarded_for(headers: Any) -> list[str]:
+    """The addresses that proxies have written, the nearest last: ``X-Forwarded-For``."""
+    values = [value for name, value in headers if name.lower() == b"x-forwarded-for"]
+    hops = b",".join(values).decode("latin-1").split(",")
+    return [hop for hop in map(_address, hops) if hop]
+
+
+def _address(text: str) -> str:
+    """An IP address, without the port that some proxies write; empty if it is none."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""
+
+
+def _is_trusted(hop: str, trusted: list[Any]) -> bool:
+    if hop == "unix":
+        return None in trusted
+    address = ipaddress.ip_address(hop.partition("%")[0])
+    return any(network is not None and address in network for network in trusted)
