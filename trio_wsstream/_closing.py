@@ -102,14 +102,16 @@ class Closing:
         """Whether a Close that is not written never will be."""
         return bool(self._writer.failure) or self.closed is not None or self._protocol.tcp_ended
 
-    def send_error(self) -> trio.ClosedResourceError | trio.BrokenResourceError:
-        """Why nothing can be sent."""
+    def send_error(
+        self, *, of_ping: bool = False
+    ) -> trio.ClosedResourceError | trio.BrokenResourceError:
+        """Why nothing can be sent. After `send_eof` pings may go on until the connection breaks."""
         if self.is_closed_here:
             return trio.ClosedResourceError("this side has closed the stream")
-        if self.has_sent_eof:
-            return trio.ClosedResourceError("this side has ended its sending with send_eof")
         protocol, failure = self._protocol, self._writer.failure
         has_broken = bool(protocol.error or failure)
+        if self.has_sent_eof and not (of_ping and has_broken):
+            return trio.ClosedResourceError("this side has ended its sending with send_eof")
         if isinstance(protocol.error, KeepaliveTimeout):
             cause: Exception = protocol.error
         elif protocol.close_received is not None and not (

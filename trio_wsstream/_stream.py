@@ -585,7 +585,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _can_send(self) -> bool:
         return self._protocol.can_send and not self._wire.failure
 
-    async def _explained_send_error(self) -> Exception:
+    async def _explained_send_error(self, *, of_ping: bool = False) -> Exception:
         """Why nothing can be sent. A Close that has arrived may tell more than a reset does."""
         protocol = self._protocol
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -594,7 +594,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             with trio.move_on_after(_REASON_TIMEOUT):
                 while not (protocol.ended or self._is_full() or self.closed):
                     await self._wait_for_change()
-        return self._marked(self._closing.send_error())
+        return self._marked(self._closing.send_error(of_ping=of_ping))
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -871,14 +871,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             await self._check_can_ping()  # its sending may have failed at once
             await settled.wait()
             if not ping.is_answered:
-                raise await self._explained_send_error()
+                raise await self._explained_send_error(of_ping=True)
             return trio.current_time() - started_at
         finally:
             self._pings_waiting -= 1
 
     async def _check_can_ping(self) -> None:
         if not self._protocol.pings_are_answered or self._wire.failure:
-            raise await self._explained_send_error()
+            raise await self._explained_send_error(of_ping=True)
 
     def _fresh_ping_payload(self) -> bytes:
         while (payload := os.urandom(4)) in self._protocol.pings:
