@@ -49,6 +49,7 @@ class Findings:
 
     pairs: int
     opening: float = 0
+    idling: float = 0  # processor time that all of them take in a minute in which nothing happens
     memory: float = 0  # for each pair
     alone: float = 0  # a round trip while no other pair is open
     among_all: float = 0  # a round trip while all other pairs are open and idle
@@ -79,7 +80,7 @@ class _Many:
         self._may_leave = trio.Event()
         self._may_open = trio.CapacityLimiter(OPENING)
 
-    async def run(self, closing_side: str, round_trips: int) -> None:
+    async def run(self, closing_side: str, round_trips: int, idle: float) -> None:
         found = self.found
         async with trio.open_nursery() as accepting:
             async with trio.open_nursery() as handlers, trio.open_nursery() as clients:
@@ -104,6 +105,10 @@ class _Many:
                 found.opening = await _time([connect] * (found.pairs - 1))
                 found.memory = (_resident() - memory) / max(1, found.pairs - 1)
                 found.among_all = await self._time_round_trip(round_trips)
+                if idle:
+                    start = time.process_time()
+                    await trio.sleep(idle)
+                    found.idling = (time.process_time() - start) / idle * 60
                 found.echoing = await _time(
                     [partial(self._echo, client, i) for i, client in enumerate(self.clients)]
                 )
@@ -207,10 +212,13 @@ def main() -> None:
         default="client",
         help="default: client",
     )
+    parser.add_argument(
+        "--idle", metavar="SECONDS", type=float, default=0, help="how long nothing happens at first"
+    )
     arguments = parser.parse_args()
     limit = raise_file_limit()
     pairs = arguments.pairs or (limit - _OTHER_FILES) // 2
-    found = trio.run(measure, pairs, arguments.close)
+    found = trio.run(measure, pairs, arguments.close, ROUND_TRIPS, arguments.idle)
     left = (found.tasks_left, found.files_left, found.streams_left)
     print(f"{pairs:,} pairs in one process, whose limit of open files is {limit:,}:")
     print(f"  opening all pairs, at most {OPENING} at a time: {found.opening:.1f} s")
