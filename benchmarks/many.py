@@ -63,11 +63,15 @@ class Findings:
     streams_left: int = 0
 
 
-async def measure(pairs: int, closing_side: str, round_trips: int = ROUND_TRIPS) -> Findings:
-    """Open ``pairs`` pairs, let them echo, and let ``closing_side`` close all of them."""
+async def measure(
+    pairs: int, closing_side: str, round_trips: int = ROUND_TRIPS, idle: float = 0
+) -> Findings:
+    """Open ``pairs`` pairs, let them idle for so many seconds, and echo, and let ``closing_side``
+    close all of them.
+    """
     found = Findings(pairs)
     streams_before = _count_streams()
-    await _Many(found).run(closing_side, round_trips)
+    await _Many(found).run(closing_side, round_trips, idle)
     found.streams_left = _count_streams() - streams_before
     return found
 

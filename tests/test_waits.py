@@ -175,7 +175,7 @@ LINES = {
     ),
     "receive_some, our answer owed": Line(the_peer_closes, receive, 0, CLOSE_TIMEOUT, 0, 10),
     "send_all, our answer owed": Line(
-        the_peer_closes, send, 0, CLOSE_TIMEOUT, 0, 10, AbnormalClosure, AbnormalClosure
+        the_peer_closes, send, 0, 0, 0, 0, AbnormalClosure, AbnormalClosure
     ),
     "the last event, our answer owed": Line(the_peer_closes, wait_for_the_last_event, 0, 10, 0, 10),
     "the last event after a violation": Line(
