@@ -230,6 +230,8 @@ def main() -> None:
     print(f"  round trip while all pairs are open: {found.among_all * 1e6:.0f} us,")
     ratio = found.among_all / found.alone
     print(f"    {ratio:.2f} times that of one pair alone, {found.alone * 1e6:.0f} us")
+    if arguments.idle:
+        print(f"  processor time while all are idle: {found.idling:.2f} s a minute")
     print(
         f"  pairs that echoed {ECHO_SIZE} bytes, all at once: {found.echoed:,},"
         f" in {found.echoing:.1f} s"
