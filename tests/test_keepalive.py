@@ -264,7 +264,7 @@ async def test_a_silent_peer_is_given_up_also_if_no_ping_can_reach_it(
             await stream.send_all(b"cut off")
         with pytest.raises(trio.BrokenResourceError):
             await stream.send_all(b"and so this is refused")
-        (_, closed) = await all_events(stream.subscribe())
+        (closed,) = await all_events(stream.subscribe())  # an error was told when that was cut off
         assert isinstance(closed, StreamClosed)
         assert isinstance(closed.error, KeepaliveTimeout)
         assert trio.current_time() - started == pytest.approx(25)
