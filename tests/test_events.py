@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import (
@@ -377,6 +381,22 @@ async def test_an_event_that_still_waits_when_the_stream_is_dropped_is_told_as_l
     ]
 
 
+@pytest.mark.parametrize("size", [0, 1])
+async def test_an_event_that_is_taken_just_before_the_stream_closes_comes_once(size: int) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(size, kinds=PingReceived, backpressure=True)
+        await send_pings(peer, 1, 2)
+        await read_until_blocked(stream, nursery)
+        first = [events.receive_nowait()]
+        nursery.start_soon(peer.transport.aclose)
+        await stream.aclose()
+        *rest, last = first + await all_events(events)
+        assert isinstance(last, StreamClosed)
+        assert rest[0] == ping(1)
+        assert sum(getattr(event, "count", 1) for event in rest) == 2
+
+
 async def test_a_subscriber_that_closes_its_full_channel_lets_reading_go_on() -> None:
     async with background() as nursery, trio.open_nursery() as reading:
         stream, peer = await raw_pair(nursery)
@@ -392,6 +412,59 @@ async def test_a_subscriber_that_closes_its_full_channel_lets_reading_go_on() ->
         events.close()
 
 
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_loop_over_a_subscription_that_is_left_lets_reading_go_on(waits: bool) -> None:
+    gc.disable()
+    try:
+        async with background() as nursery:
+            stream, peer = await raw_pair(nursery)
+
+            async def read_one_event() -> None:
+                async for event in stream.subscribe(1, backpressure=True):
+                    assert event == ping(1)
+                    if waits:
+                        await wait_all_tasks_blocked(0.1)  # until an event waits for room
+                    break
+
+            await send_pings(peer, 1, 2, 3, 4)
+            await read_one_event()
+            await peer.send(BINARY, b"data")
+            with trio.fail_after(4):
+                assert await stream.receive_some() == b"data"
+    finally:
+        gc.enable()
+
+
+async def test_a_clone_of_a_channel_keeps_the_subscription() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe().clone()
+        await trio.lowlevel.checkpoint()
+        await send_pings(peer, 1)
+        assert await events.receive() == ping(1)
+        await trio.aclose_forcefully(stream)
+        assert await all_events(events) == [StreamClosed(1006, "", False, None)]
+
+
+async def test_a_subscription_may_be_forgotten_in_any_thread_and_after_the_run() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        held = [stream.subscribe(1, backpressure=True)]
+        await send_pings(peer, 1, 2, 3)
+        await peer.send(BINARY, b"data")
+        await wait_all_tasks_blocked(0.1)  # until an event waits for room
+        await trio.to_thread.run_sync(held.clear)
+        with trio.fail_after(4):
+            assert await stream.receive_some() == b"data"
+
+    async def main() -> trio.MemoryReceiveChannel[WsEvent]:
+        async with background() as nursery:
+            stream, _ = await raw_pair(nursery)
+            return stream.subscribe()
+
+    await trio.to_thread.run_sync(lambda: trio.run(main) and None)
+
+
 async def test_a_subscriber_with_backpressure_holds_up_the_others_together_with_the_data() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
@@ -405,6 +478,134 @@ async def test_a_subscriber_with_backpressure_holds_up_the_others_together_with_
         assert await slow.receive() == ping(1)
         await wait_all_tasks_blocked()
         assert quick.receive_nowait() == ping(3)
+
+
+# Every order of things
+
+DROPS = ("drop", "drop the connection", "cancel the nursery")
+CLOSES = ("aclose", "the peer closes", "text")
+
+
+class Subscriber:
+    """Takes events at any pace, and knows what it has got."""
+
+    def __init__(self, stream: WsByteStream, size: int, backpressure: bool) -> None:
+        self.events: list[WsEvent] = []
+        self.backpressure = backpressure
+        self.scope = trio.CancelScope()
+        self._channel = stream.subscribe(size, backpressure=backpressure)
+
+    async def start_taking(self, nursery: trio.Nursery) -> None:
+        """Take three events, or until `scope` is cancelled."""
+        self.scope.cancel()
+        await wait_all_tasks_blocked()
+        self.scope = trio.CancelScope()
+        nursery.start_soon(self._take)
+
+    async def _take(self) -> None:
+        with self.scope, suppress(trio.EndOfChannel):
+            for _ in range(3):
+                self.events.append(await self._channel.receive())
+
+    def take_now(self) -> None:
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            self.events.append(self._channel.receive_nowait())
+
+    async def take_all(self) -> None:
+        self.events += await all_events(self._channel)
+
+    def check(self, published: list[WsEvent], end: str) -> None:
+        """Each event was delivered in its order, or counted as lost in its place.
+
+        With backpressure nothing is lost before the stream closes.
+        """
+        *events, last = self.events
+        assert isinstance(last, StreamClosed)
+        position = 0
+        for event in events:
+            if isinstance(event, EventsLost):
+                position += event.count
+                if self.backpressure and end in DROPS:
+                    assert position == len(published)
+            else:
+                assert event == published[position]
+                position += 1
+        assert position == len(published)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=3),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("ping"), st.integers(1, 4)),
+            st.tuples(st.sampled_from(["take", "take now", "cancel"]), st.integers(0, 2)),
+            st.tuples(st.sampled_from(["wait", "read", "schedule"]), st.just(0)),
+        ),
+        max_size=20,
+    ),
+    end=st.sampled_from(DROPS + CLOSES),
+    order=st.random_module(),
+)
+def test_each_event_is_delivered_or_counted_as_lost_whatever_happens_when(
+    sizes: list[tuple[int, bool]], steps: list[tuple[str, int]], end: str, order: object
+) -> None:
+    async def main() -> None:
+        async with background() as taking:
+            async with background() as nursery:
+                stream, peer = await raw_pair(nursery)
+                witness = stream.subscribe(math.inf)
+                subscribers = [Subscriber(stream, *size) for size in sizes]
+                numbers = itertools.count()
+                for step, argument in steps:
+                    subscriber = subscribers[argument % len(subscribers)]
+                    if step == "ping":
+                        await send_pings(peer, *itertools.islice(numbers, argument))
+                    elif step == "take":
+                        await subscriber.start_taking(taking)
+                    elif step == "take now":
+                        subscriber.take_now()
+                    elif step == "cancel":
+                        subscriber.scope.cancel()
+                    elif step == "wait":
+                        await wait_all_tasks_blocked()
+                    elif step == "schedule":
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        with trio.move_on_after(0.01):
+                            await stream.receive_some()
+                await finish(end, stream, peer, nursery)
+            for subscriber in subscribers:
+                subscriber.scope.cancel()
+            await wait_all_tasks_blocked()
+            for subscriber in subscribers:
+                await subscriber.take_all()
+            *published, last = await all_events(witness)
+            assert isinstance(last, StreamClosed)
+            for subscriber in subscribers:
+                subscriber.check(published, end)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def finish(end: str, stream: WsByteStream, peer: RawPeer, nursery: trio.Nursery) -> None:
+    if end == "aclose":
+        await stream.aclose()
+    elif end == "drop":
+        await trio.aclose_forcefully(stream)
+    elif end == "drop the connection":
+        await stream.connection.aclose()
+    elif end == "cancel the nursery":
+        nursery.cancel_scope.cancel()
+    elif end == "the peer closes":
+        await peer.send(CLOSE, close_payload(1000))
+        await peer.transport.aclose()
+        nursery.start_soon(peer.transport.aclose)
+        await stream.aclose()
+    else:
+        await peer.send(TEXT, b"refused")
+        await peer.transport.aclose()
+        await stream.aclose()
 
 
 # StreamClosed

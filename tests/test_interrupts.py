@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import trio_wsstream
 from trio_wsstream import StreamClosed, WsByteStream, _stream, _takeover, _writing, wrap_websocket
 from trio_wsstream._subscriptions import _Subscription as Subscription
 
 from .support.frames import BINARY, PING, frame
-from .support.pairs import connection_pair
+from .support.pairs import connection_pair, stream_pair
 from .support.raw_peer import raw_pair
 from .support.tasks import background
 from .support.transports import memory_transport
@@ -204,3 +210,138 @@ def test_when_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         end(subscription, last)
 
     run(main)
+
+
+# At every line
+
+PACKAGE = str(Path(trio_wsstream.__file__).parent)
+
+
+class InterruptAtLine:
+    """Ctrl-C when the package comes to its line of number ``at``, in the task that arms this or in
+    one of the package's own.
+
+    Attributes:
+      has_struck (bool): it has come that far.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.has_struck = False
+        self._left = at
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> InterruptAtLine | None:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line" and not self.has_struck and self._is_ours():
+            if not self._left:
+                self.has_struck = True
+                interrupt()  # Trio's handler looks at whose frame this is called from
+            self._left -= 1
+        return self
+
+    def _is_ours(self) -> bool:
+        try:
+            task = trio.lowlevel.current_task()
+        except RuntimeError:  # Trio itself calls, to abort a wait
+            return False
+        return task is self._task or task.coro.cr_code.co_filename.startswith(PACKAGE)
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        self._task = trio.lowlevel.current_task()
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+async def echo(stream: WsByteStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+
+async def check_that_all_works(stream: WsByteStream, sent: int) -> None:
+    """After ``sent`` bytes of which none was received, if they have been sent whole."""
+    await stream.send_all(b"after")
+    await stream.wait_send_all_might_not_block()
+    assert await stream.ping() > 0
+    await check_half_close(stream, sent)
+
+
+async def check_sending(stream: WsByteStream, sent: int) -> None:
+    """Not over every transport can a frame that was cut off be finished."""
+    try:
+        await stream.send_all(b"")
+    except trio.BrokenResourceError as error:
+        assert "a frame was cut off" in str(error)
+        await check_close(stream)
+    else:
+        await check_that_all_works(stream, sent)
+
+
+async def check_half_close(stream: WsByteStream, sent: int) -> None:
+    events = stream.subscribe()
+    await stream.send_eof()
+    received = b"".join([bytes(data) async for data in stream])
+    assert received.strip(b"x") in (b"after", b"")
+    assert received.count(b"x") <= sent
+    await check_close(stream)
+    assert stream.closed == StreamClosed(1000, "", True, None)
+    assert [event async for event in events][-1] == stream.closed
+
+
+async def check_close(stream: WsByteStream) -> None:
+    await stream.aclose()
+    assert stream.closed is not None
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"x")
+
+
+SENT = 12_000  # bytes: more than a Unix socket of these tests takes
+
+CALLS: dict[str, tuple[Callable[[WsByteStream], Awaitable[object]], Callable[..., Any]]] = {
+    "receive_some": (lambda stream: stream.receive_some(), check_that_all_works),
+    "send_all": (lambda stream: stream.send_all(b"x" * SENT), check_sending),
+    "send_all, short": (lambda stream: stream.send_all(b"x"), check_sending),
+    "wait": (lambda stream: stream.wait_send_all_might_not_block(), check_that_all_works),
+    "ping": (lambda stream: stream.ping(), check_that_all_works),
+    "send_eof": (lambda stream: stream.send_eof(), check_half_close),
+    "aclose": (lambda stream: stream.aclose(), lambda stream, _: check_close(stream)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["unix", "memory"])
+@pytest.mark.parametrize("name", CALLS)
+def test_at_every_line_of_a_call(name: str, transport: str) -> None:
+    """The same call, and every other one, works afterwards as if there had been no Ctrl-C, but for
+    bytes that have not been sent.
+    """
+    call, check = CALLS[name]
+
+    async def main(interrupt_at: InterruptAtLine) -> None:
+        async with background() as nursery:
+            client, server = await stream_pair(nursery, transport)
+            nursery.start_soon(echo, server)
+            await client.send_all(b"x")
+            with trio.fail_after(10):
+                try:
+                    with interrupt_at.armed():
+                        await call(client)
+                        await trio.lowlevel.checkpoint()
+                    was_heard = False
+                except KeyboardInterrupt:
+                    was_heard = True
+                assert was_heard == interrupt_at.has_struck
+                await check(client, SENT + 1)
+
+    for at in itertools.count():
+        interrupt_at = InterruptAtLine(at)
+        trio.run(main, interrupt_at)
+        if not interrupt_at.has_struck:
+            assert at > 20
+            break

@@ -797,6 +797,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             _logger.debug("%s: %r", self.connection, closed)
             self._subscriptions.end(closed)
             self._takeover.retire(closed.code, closed.reason)
+            self._receive = self._wire.receive_some  # and not what would hold the stream itself
             self._tell_change()
             self._alarm.ring()
 

@@ -13,7 +13,8 @@ capacity in the channel's state for that one send. Everybody else sees the capac
 for.
 
 A subscription is over when its subscriber has closed the channel, or when nobody can reach the
-channel any more: only a weak reference to it is kept here.
+channel any more: only a weak reference to it is kept here. Trio does not tell of its clones, so if
+there are any, they must be closed.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ class _Subscription:
         self.backpressure = backpressure
         token = trio.lowlevel.current_trio_token()
 
+        def close() -> None:
+            if send.statistics().open_receive_channels <= 1:  # there is no clone of it
+                send.close()
+
         def abandon(_: object) -> None:  # the garbage collector may call from any thread
             try:
-                token.run_sync_soon(send.close)
+                token.run_sync_soon(close)
             except trio.RunFinishedError:
                 pass
 

@@ -326,8 +326,17 @@ class Takeover:
                 await self._stand_in.reader_has_left.wait()
 
     def retire(self, code: int, reason: str) -> None:
-        """The stream has ended: let ``connection.closed`` tell how."""
+        """The stream has ended: let ``connection.closed`` tell how.
+
+        What is left holds itself in no cycle, so it goes as soon as nobody else holds it.
+        """
         self._connection._close_reason = CloseReason(code, reason or None)
+        self._connection._aclose = _do_nothing  # type: ignore[method-assign]
+        self._drop = _do_nothing
+
+
+async def _do_nothing(*_: object) -> None:
+    pass
 
 
 def _is_reading(inner: wsproto.WSConnection) -> bool:

@@ -24,6 +24,10 @@ from ._transport import SocketWire, StreamWire
 _logger = logging.getLogger(__name__)
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Writer:
     """The sending half of one stream.
 
@@ -97,7 +101,7 @@ class Writer:
             self._queue.unpark()
         else:
             self.turn_is_taken = False
-        if self._wire.failure and not self._is_stopped:
+        if self._wire.failure:
             self._changed()  # what is owed never goes out
         else:
             self.flush_soon()
@@ -151,8 +155,11 @@ class Writer:
             self._changed()
 
     def stop(self) -> None:
-        """The transport is about to be closed: `flush_soon` does nothing from now on."""
+        """The transport is about to be closed: `flush_soon` does nothing from now on, and the owner
+        is told nothing and not held any more.
+        """
         self._is_stopped = True
+        self._changed = _do_nothing
 
     def start_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
         """Let trio-websocket's tasks, which write to the transport already, have the first turn."""
