@@ -486,8 +486,8 @@ async def test_a_bad_option_closes_the_listeners_that_were_given(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "needs host and port"),
-        ({"host": "127.0.0.1"}, "needs host and port"),
+        ({}, "needs a port"),
+        ({"host": "127.0.0.1"}, "needs a port"),
         ({"port": 0, "listeners": [MemoryListener()]}, "not both"),
         ({"host": "a", "listeners": [MemoryListener()]}, "not both"),
         ({"listeners": []}, "must not be empty"),
