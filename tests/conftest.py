@@ -1,10 +1,15 @@
-"""The order of tasks: Trio shuffles those that are ready to run; here is where it draws from.
+"""Options of the tests, and the order in which Trio runs tasks.
 
-Each test starts from the run's seed and the test's name, so that the seed, which stands in the
-header, gives the same orders again, in one test as in all of them. It does not fix what comes
-from outside of Trio: when the kernel says that a socket is ready, threads, the clock (but
-``MockClock``), masking keys. Hypothesis seeds the order itself, and each example alike, unless
-the test draws `hypothesis.strategies.random_module`. ``--hypothesis-profile=long`` tries more.
+Trio shuffles the tasks that are ready to run. It draws the order from a random generator, which is
+seeded here before each test, from the seed of the run and the name of the test. The header shows
+the seed of the run. With ``--schedule-seed`` and that number, all tests run their tasks in the same
+order again, also if only one test is run, and also in the workers of pytest-xdist.
+
+The seed does not determine what comes from outside of Trio: the moment when the kernel says that a
+socket is ready, threads, the real clock, and masking keys. Hypothesis seeds the generator itself,
+in the same way for each example, unless the test draws `hypothesis.strategies.random_module`.
+
+``--hypothesis-profile=long`` tries more examples.
 """
 
 from __future__ import annotations
@@ -12,12 +17,13 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 import trio
 
-# Without this, an assertion that fails in a helper shows no values.
+# Without this, a failing assertion in a helper would not show its values.
 pytest.register_assert_rewrite(f"{__package__}.support")
 
 hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)
@@ -28,14 +34,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--schedule-seed",
         type=int,
         default=random.SystemRandom().randrange(1_000_000),
-        help="the seed of the order in which Trio runs tasks (default: another each time)",
+        help="the seed of the order in which Trio runs tasks (default: a new one for each run)",
     )
     parser.addoption(
         "--flood",
         type=int,
         default=10_000,
-        help="how many frames make a flood (default: %(default)s)",
+        help="the number of frames in a flood (default: %(default)s)",
     )
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist has this hook, and may not be installed.
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["schedule_seed"] = node.config.getoption("schedule_seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # Each worker has drawn a seed of its own.
+        config.option.schedule_seed = config.workerinput["schedule_seed"]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -50,7 +66,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def ctrl_c_is_heard() -> Iterator[None]:
-    """As in a terminal, also by programs that a test starts. In the background it is ignored."""
+    """Make SIGINT raise KeyboardInterrupt, also in programs that the test starts.
+
+    A shell that starts the tests in the background makes them ignore SIGINT.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
