@@ -191,7 +191,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     def __repr__(self) -> str:
         where = ", ".join(map(str, self.addresses)) or repr(self.transport_listener)
         state = "closed" if self._is_closed else f"{len(self._pending)} opening"
-        return f"<WsListener on {where}: {state}>"
+        return f"<trio_wsstream.WsListener on {where}: {state}>"
 
     @property
     def port(self) -> int:

@@ -50,7 +50,7 @@ from ._alarm import Alarm
 from ._closing import Closing
 from ._config import StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
-from ._events import StreamClosed, WsEvent, shown
+from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
 from ._keepalive import Action, Keepalive
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
@@ -213,7 +213,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         side = "client" if self._protocol.client else "server"
-        return f"<trio_wsstream.WsByteStream {side} {self.remote!r} {self.closed or 'open'}>"
+        state = self.closed or self._closing.state
+        return f"<trio_wsstream.WsByteStream {side}, peer {_shown_address(self.remote)}: {state}>"
 
     @property
     def closed(self) -> StreamClosed | None:
@@ -235,6 +236,17 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if protocol.peer_defers_answer:
             return True
         return None if protocol.close_received is None else False
+
+    @property
+    def close_received(self) -> CloseReceived | None:
+        """Code and reason of the peer's Close (RFC 6455, 5.5.1), as soon as it has come.
+
+        The code is 1005 if the Close has none (7.1.5). None: no Close has come yet, or the
+        connection ended without one. A Close that comes behind more data than
+        ``config.receive_buffer_size`` is seen when that data has been received.
+        """
+        close = self._protocol.close_received
+        return None if close is None else CloseReceived(*close)
 
     # Receiving
 
@@ -926,6 +938,13 @@ def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def _shown_address(address: Endpoint | str) -> str:
+    if isinstance(address, str):
+        return address
+    host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
+    return f"{host}:{address.port}"
 
 
 def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | str]:

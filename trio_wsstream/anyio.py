@@ -62,6 +62,9 @@ class ByteStream(anyio.abc.ByteStream):
     def __init__(self, stream: WsByteStream) -> None:
         self.stream = stream
 
+    def __repr__(self) -> str:
+        return f"<trio_wsstream.anyio.ByteStream over {self.stream!r}>"
+
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive at least one byte, and at most ``max_bytes``.
 
