@@ -326,6 +326,21 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             if self._alarm.has_open_end:
                 self._stop_receiving()
 
+    def is_readable(self) -> bool:
+        """Whether there is something to receive: bytes, an end or an error. This does not wait.
+
+        A pool of connections asks this of one that is idle. If there is something to receive,
+        although the peer was asked nothing, the connection has ended or is of no more use.
+
+        Returns:
+          bool: False: nothing has come that the stream knows of. True: something has, as far as can
+          be told without decoding it. For at most 50 ms after a Ping or a Pong has come it may be
+          only that.
+        """
+        if self._protocol.unread.size or self._protocol.ended or self._closing.is_closed_here:
+            return True
+        return self._has_unprocessed or self._takeover.is_readable or self._wire.is_readable()
+
     def _tell_end(self) -> bytes:
         verdict = self._protocol.verdict
         if verdict is None:
@@ -334,7 +349,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _marked(self, error: Exception) -> Exception:
         """An error for callers, which `is_end_of` knows again. An id does not keep the stream."""
-        error.__dict__["_broken_stream"] = id(self)
+        if isinstance(error, trio.BrokenResourceError):
+            error.__dict__["_broken_stream"] = id(self)
         return error
 
     def _stop_receiving(self) -> None:
@@ -933,10 +949,10 @@ def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_end_of(stream, each) for each in error.exceptions)
-    while isinstance(error, trio.BrokenResourceError):
+    while error is not None:
         if error.__dict__.get("_broken_stream") == id(stream):
-            return True
-        error = error.__cause__
+            return True  # anyio's has the mark, too
+        error = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
     return False
 
 

@@ -288,6 +288,11 @@ class Takeover:
         """Only the transport is left to read from, and only by us."""
         return not (self._replay or self._reader_ends or self._is_closed or self._is_lost)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether trio-websocket has left something to be read: bytes, a violation or an end."""
+        return bool(self._replay or self._violation or self._is_closed or self._is_lost)
+
     async def wait_for_reader(self) -> None:
         """Wait until trio-websocket's reader task has left the transport."""
         if not self._replay and self._reader_ends and not self._is_closed and not self._is_lost:
