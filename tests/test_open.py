@@ -495,7 +495,7 @@ async def test_tcp_goes_to_the_host_and_port_of_the_url(
     ],
 )
 async def test_a_wrong_option_is_refused_where_it_is_given(option: str, value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"{option} must be .*, not {value!r}"):
+    with pytest.raises((TypeError, ValueError), match=f"{option} must be .*, not .*{value!r}"):
         async with open_ws_stream("ws://localhost", **{option: value}):
             raise AssertionError("it was opened")
 

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import os
 import socket
 from types import SimpleNamespace, TracebackType
@@ -47,6 +46,7 @@ from trio_websocket import Endpoint, WebSocketConnection
 
 from . import _takeover
 from ._alarm import Alarm
+from ._checks import check_buffer, check_integer, check_nursery, check_trio
 from ._closing import Closing
 from ._config import StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
@@ -159,8 +159,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         nursery: trio.Nursery,
         config: StreamConfig = StreamConfig(),
     ) -> None:
+        check_trio()
         check_config(config)
         _takeover.check(connection)
+        check_nursery("nursery", nursery)
         self.connection: WebSocketConnection = connection
         self.config: StreamConfig = config
         self.subprotocol: str | None = connection.subprotocol
@@ -272,7 +274,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         A cancelled call loses nothing.
         """
         if max_bytes is not None:
-            max_bytes = operator.index(max_bytes)
+            max_bytes = check_integer("max_bytes", max_bytes)
             if max_bytes < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         protocol, closing = self._protocol, self._closing
@@ -882,7 +884,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """
         if payload is None:
             payload = self._fresh_ping_payload()
-        payload = bytes(memoryview(payload))
+        payload = bytes(check_buffer("payload", payload))
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise ValueError(
                 f"payload must be at most 125 bytes, not {len(payload)}: {shown(payload)}"
@@ -916,7 +918,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
 def _flat(data: bytes | bytearray | memoryview) -> memoryview:
     """A view of the bytes of any contiguous buffer; else what a `trio.SocketStream` would raise."""
-    view = memoryview(data)
+    view = check_buffer("data", data)
     len(view)  # a TypeError where there are no dimensions
     if not view.nbytes:
         return memoryview(b"")
@@ -929,16 +931,22 @@ def _flat(data: bytes | bytearray | memoryview) -> memoryview:
 
 
 def _checked_close(code: int, reason: str) -> Close:
-    code = operator.index(code)
+    code = check_integer("code", code)
     if not is_valid_close_code(code):
         raise ValueError(f"code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
     if not isinstance(reason, str):
         raise TypeError(f"reason must be a str, not {reason!r}")
+    if not _is_unicode(reason):
+        raise ValueError(f"reason must be text that UTF-8 can encode, not {shown(reason)}")
     if len(reason.encode()) > MAX_REASON:
         raise ValueError(f"reason must be at most {MAX_REASON} bytes of UTF-8, not {shown(reason)}")
     if reason == HALF_CLOSE.reason:
         raise ValueError(f"reason must not be {reason!r}: that is what send_eof says")
     return Close(code, reason)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:

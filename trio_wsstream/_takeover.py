@@ -30,7 +30,7 @@ from typing import Any, Final
 import trio
 import trio_websocket
 import wsproto
-from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection, WebSocketRequest
 from wsproto.connection import ConnectionState
 
 from ._errors import ProtocolViolation, TakeoverError
@@ -111,7 +111,8 @@ def transport_of(connection: WebSocketConnection) -> trio.abc.Stream:
 def check(connection: WebSocketConnection) -> None:
     """Raise `TakeoverError` if ``connection`` cannot be taken over. Touches nothing."""
     if not isinstance(connection, WebSocketConnection):
-        raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}")
+        hint = ": await its accept()" if isinstance(connection, WebSocketRequest) else ""
+        raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}{hint}")
     try:
         if isinstance(connection._wsproto, _StandIn):
             raise TakeoverError("the connection has been taken over before")

@@ -67,6 +67,8 @@ class ByteStream(anyio.abc.ByteStream):
     """
 
     def __init__(self, stream: WsByteStream) -> None:
+        if not isinstance(stream, WsByteStream):
+            raise TypeError(f"stream must be a WsByteStream, not {stream!r}")
         self.stream = stream
 
     def __repr__(self) -> str:

@@ -21,7 +21,8 @@ import trio
 import trio.testing
 
 from . import _takeover
-from ._config import StreamConfig, check_seconds
+from ._checks import check_seconds
+from ._config import StreamConfig
 from ._open import open_nursery, open_ws_stream
 from ._serve import Handler, serve_ws
 from ._stream import WsByteStream
@@ -54,7 +55,10 @@ async def ws_stream_pair(
     Raises:
       ValueError, TypeError: an argument is none of these.
     """
-    ends = trio.testing.memory_stream_pair() if transports is None else transports
+    client_end, server_end = transports or trio.testing.memory_stream_pair()
+    for end in (client_end, server_end):
+        if not isinstance(end, trio.abc.Stream):
+            raise TypeError(f"transports must be two trio.abc.Streams, not {transports!r}")
     async with open_nursery() as nursery:
 
         def stream(transport: trio.abc.Stream, config: StreamConfig, client: bool) -> WsByteStream:
@@ -62,7 +66,7 @@ async def ws_stream_pair(
             _takeover.open_connection(connection, path, subprotocol, (), b"")
             return WsByteStream(connection, nursery, config)
 
-        yield stream(ends[0], client_config, True), stream(ends[1], server_config, False)
+        yield stream(client_end, client_config, True), stream(server_end, server_config, False)
         nursery.cancel_scope.cancel()
 
 
@@ -153,6 +157,8 @@ class FaultyStream(trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, transport: trio.abc.HalfCloseableStream) -> None:
+        if not isinstance(transport, trio.abc.HalfCloseableStream):
+            raise TypeError(f"transport must be a trio.abc.HalfCloseableStream, not {transport!r}")
         self._transport = transport
         self._left = math.inf  # bytes that may still be sent
         self._passes = trio.Event()  # what is sent and received, while this is set
