@@ -330,6 +330,10 @@ PUBLIC = {
     "WsRequest",
     "serve_ws",
     "ProxyRejected",
+    "bridge",
+    "BridgeDirection",
+    "BridgeEnd",
+    "BridgeResult",
 }
 
 
