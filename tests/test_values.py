@@ -330,10 +330,6 @@ PUBLIC = {
     "WsRequest",
     "serve_ws",
     "ProxyRejected",
-    "bridge",
-    "BridgeDirection",
-    "BridgeEnd",
-    "BridgeResult",
 }
 
 
