@@ -51,7 +51,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """Run every example. Each must exit with 0."""
-    session.install(".", "tricycle")
+    session.install(".[anyio]", "httpx", "tricycle")
     for example in sorted(Path("examples").glob("*.py")):
         session.run("python", str(example))
 

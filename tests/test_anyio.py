@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.abc
 import anyio.streams.text
 import anyio.streams.tls
-import h11
 import httpcore
 import httpx
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wsstream import AbnormalClosure, StreamClosed, WsByteStream
+from trio_wsstream import (
+    AbnormalClosure,
+    CloseReceived,
+    StreamClosed,
+    WsByteStream,
+    open_ws_stream,
+    serve_ws,
+)
 from trio_wsstream.anyio import ByteStream, WsAttribute
+from trio_wsstream.testing import ws_server
 
 from .support.pairs import stream_pair
+from .support.programs import load
 from .support.tasks import background
 from .support.transports import CLIENT_TLS, SERVER_TLS
 
@@ -135,89 +143,140 @@ async def test_tls_and_text_streams_of_anyio() -> None:
         assert stream.stream.closed == StreamClosed(1000, "", True, None)
 
 
-class HttpcoreStream(httpcore.AsyncNetworkStream):
-    """As httpcore's own over anyio."""
-
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
-        self.stream = stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            return await self.stream.receive(max_bytes)
-        except anyio.EndOfStream:
-            return b""
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self.stream.send(buffer)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return HttpcoreStream(
-            await anyio.streams.tls.TLSStream.wrap(
-                self.stream,
-                ssl_context=ssl_context,
-                hostname=server_hostname,
-                standard_compatible=False,
-            )
-        )
-
-    def get_extra_info(self, info: str) -> Any:
-        return None
+http_over_ws = load("http_over_ws")
 
 
-class Backend(httpcore.AsyncNetworkBackend):
-    def __init__(self, stream: ByteStream) -> None:
-        self.stream = stream
+@asynccontextmanager
+async def http_client(
+    *, is_secure: bool = False, code: int = 1000, **options: Any
+) -> AsyncGenerator[tuple[httpx.AsyncClient, list[WsByteStream], trio.Event], None]:
+    """A client of the example, the server's streams, one for each WebSocket that is opened, and an
+    event that is set when the server has closed one.
+    """
+    streams: list[WsByteStream] = []
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return HttpcoreStream(self.stream)
+    async def handler(stream: WsByteStream) -> None:
+        streams.append(stream)
+        inner: trio.abc.Stream = stream
+        if is_secure:
+            inner = trio.SSLStream(stream, SERVER_TLS, server_side=True, https_compatible=True)
+        await http_over_ws.serve_http(inner)
+        await stream.aclose(code)
+        has_closed.set()
 
-
-async def serve_http(stream: trio.abc.Stream) -> None:
-    """One request; its body comes back."""
-    http = h11.Connection(h11.SERVER)
-    body = b""
-    while True:
-        event = http.next_event()
-        if event is h11.NEED_DATA:
-            http.receive_data(await stream.receive_some())
-        elif isinstance(event, h11.Data):
-            body += event.data
-        elif isinstance(event, h11.EndOfMessage):
-            break
-    response = h11.Response(status_code=200, headers=[("Content-Length", str(len(body)))])
-    for answer in (response, h11.Data(data=body), h11.EndOfMessage()):
-        await stream.send_all(http.send(answer) or b"")
+    has_closed = trio.Event()
+    async with background() as nursery:
+        (listener,) = await nursery.start(partial(serve_ws, handler, "127.0.0.1", 0, **options))
+        connect = partial(open_ws_stream, f"ws://127.0.0.1:{listener.port}")
+        backend = http_over_ws.NetworkBackend(nursery, connect)
+        transport = http_over_ws.Transport(backend, CLIENT_TLS)
+        async with httpx.AsyncClient(transport=transport) as client:
+            yield client, streams, has_closed
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_an_httpx_request_goes_through(scheme: str) -> None:
-    async with pair() as (stream, peer), background() as nursery:
-        served: trio.abc.Stream = peer
-        if scheme == "https":
-            served = trio.SSLStream(peer, SERVER_TLS, server_side=True, https_compatible=True)
-        nursery.start_soon(serve_http, served)
-        transport = httpx.AsyncHTTPTransport()
-        transport._pool = httpcore.AsyncConnectionPool(
-            network_backend=Backend(stream), ssl_context=CLIENT_TLS
-        )
-        body = bytes(range(256)) * 2000
-        async with httpx.AsyncClient(transport=transport) as client:
+async def test_httpx_uses_one_websocket_for_many_requests(scheme: str) -> None:
+    body = bytes(range(256)) * 2000
+    async with http_client(is_secure=scheme == "https") as (client, streams, _):
+        for _ in range(5):
             response = await client.post(f"{scheme}://localhost/", content=body)
             assert response.status_code == 200
             assert response.content == body
-        assert stream.stream.closed == StreamClosed(1000, "", True, None)
+        assert len(streams) == 1
+
+
+@pytest.mark.parametrize("code", [1000, 1001])
+async def test_httpx_opens_a_new_websocket_when_the_server_has_closed_the_first(code: int) -> None:
+    async with http_client(code=code) as (client, streams, has_closed):
+        await client.post("http://localhost/last", content=b"one")
+        await has_closed.wait()
+        response = await client.post("http://localhost/", content=b"two")
+        assert response.content == b"two"
+        assert len(streams) == 2
+
+
+async def test_httpx_tells_that_a_websocket_could_not_be_opened() -> None:
+    async with http_client(allowed_origins=["https://example.com"]) as (client, _, _):
+        with pytest.raises(httpcore.ConnectError, match="403"):
+            await client.get("http://localhost/")
+
+
+# What can be asked without waiting
+
+
+async def test_a_stream_is_readable_when_there_is_something_to_receive() -> None:
+    async with pair("tcp") as (stream, peer):
+        client = stream.stream
+        assert not client.is_readable()
+        await peer.send_all(b"two bytes, and more")
+        assert client.is_readable()  # although nobody has read it yet
+        assert stream.extra(WsAttribute.is_readable)
+        await client.receive_some(3)
+        assert client.is_readable()
+        await client.receive_some()
+        assert not client.is_readable()
+        assert not stream.extra(WsAttribute.is_readable)
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+async def test_a_stream_is_readable_once_the_end_has_come(transport: str) -> None:
+    async with pair(transport) as (stream, peer):
+        client = stream.stream
+        if transport != "tls":  # where a session ticket may wait to be read
+            assert not client.is_readable()
+        assert client.close_received is None
+        events = client.subscribe(kinds=CloseReceived)
+        await peer.send_eof()
+        assert await events.receive() == CloseReceived(1000, "half-close")
+        assert client.close_received == CloseReceived(1000, "half-close")
+        assert client.closed is None
+        assert client.is_readable()
+        assert await client.receive_some() == b""
+        assert client.is_readable()
+
+
+async def test_a_closed_or_broken_stream_is_readable() -> None:
+    async with pair() as (stream, peer):
+        await trio.aclose_forcefully(peer)
+        await wait_all_tasks_blocked(0.1)
+        assert stream.stream.is_readable()
+        assert peer.is_readable()
+        await stream.aclose()
+        assert stream.stream.is_readable()
+
+
+async def test_a_ping_makes_a_stream_readable_only_until_it_is_answered() -> None:
+    async with pair("tcp") as (stream, peer):
+        await peer.ping()
+        assert not stream.stream.is_readable()
+
+
+async def test_what_came_with_the_opening_handshake_is_readable() -> None:
+    async def handler(stream: WsByteStream) -> None:
+        await stream.send_all(b"first")
+        await stream.aclose()
+
+    async with ws_server(handler) as listener, listener.open_ws_stream() as stream:
+        await wait_all_tasks_blocked(0.1)
+        assert stream.is_readable()
+        assert await stream.receive_some() == b"first"
+
+
+async def test_serve_ws_knows_the_end_of_a_stream_when_anyio_tells_it() -> None:
+    """It would end the server otherwise."""
+
+    async def handler(stream: WsByteStream) -> None:
+        await ByteStream(stream).receive()
+
+    async with ws_server(handler) as listener:
+        for _ in range(2):
+            async with listener.open_ws_stream() as stream:
+                await stream.aclose(4000)
+
+
+async def test_the_repr_of_a_wrapped_stream_tells_address_and_state() -> None:
+    async with pair("tcp") as (stream, _):
+        address = "{}:{}".format(*stream.extra(anyio.abc.SocketAttribute.remote_address))
+        assert f"client, peer {address}: open" in repr(stream)
+        await stream.send_eof()
+        assert "sending has ended" in repr(stream)

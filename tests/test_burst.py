@@ -161,7 +161,7 @@ async def test_no_more_transports_are_accepted_than_may_be_pending(
     async with memory_server(max_pending=2) as listener:
         clients = [await listener.connect() for _ in range(5)]
         await wait_all_tasks_blocked()
-        assert listener._arrived.statistics().current_buffer_used == 3
+        assert listener._accept.statistics().current_buffer_used == 3
         for transport in clients:  # each that is done lets the next in, and nobody is dropped
             await transport.send_all(CLIENT_HANDSHAKE)
         for transport in clients:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import trio
@@ -19,7 +17,7 @@ from trio_wsstream import (
     open_ws_stream,
 )
 
-from .support.programs import EXAMPLES, LIMIT
+from .support.programs import EXAMPLES, LIMIT, load
 
 pytestmark = pytest.mark.slow  # as most of these tests start programs
 
@@ -73,16 +71,6 @@ async def test_shutdown_lets_the_open_connection_finish() -> None:
     assert stopped < lines.index("client: the server accepts no new connection")
     assert lines.index("client: received b'after'") > stopped
     assert lines[-1] == "server: has ended"
-
-
-def load(name: str) -> ModuleType:
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("impatient", ["second signal", "no patience"])

@@ -186,7 +186,7 @@ async def test_what_comes_before_the_101_waits_and_is_not_lost() -> None:
     data = bytes(range(256)) * 4000
     async with memory_server(accept=hook) as listener:
         ours, theirs = trio.testing.lockstep_stream_pair()
-        await listener._arrive.send(theirs)
+        await listener.arrive(theirs)
         async with trio.open_nursery() as nursery:
             early = CLIENT_HANDSHAKE + frame(BINARY, data, masked=True)
             nursery.start_soon(ours.send_all, early)

@@ -548,7 +548,7 @@ async def test_a_transport_that_breaks_in_the_handshake_is_not_logged_as_a_bug(
     async with memory_server() as listener:
         _, theirs = trio.testing.memory_stream_pair()
         theirs.receive_stream.receive_some_hook = fail
-        await listener._arrive.send(theirs)
+        await listener.arrive(theirs)
         await wait_all_tasks_blocked()
         await assert_works(listener)
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
@@ -577,7 +577,7 @@ async def test_a_client_that_hangs_up_before_it_is_answered_is_no_error_of_ours(
         ours, theirs = trio.testing.memory_stream_pair()
         await ours.send_all(said)
         await ours.aclose()
-        await listener._arrive.send(theirs)
+        await listener.arrive(theirs)
         await wait_all_tasks_blocked()
         with pytest.raises(trio.ClosedResourceError):
             await theirs.receive_some()
@@ -606,7 +606,7 @@ async def test_a_transport_with_a_bug_costs_itself_only(
 
     bad = Bad()
     async with memory_server() as listener:
-        await listener._arrive.send(bad)
+        await listener.arrive(bad)
         await assert_works(listener)
         await wait_all_tasks_blocked()
         assert bad.is_closed
@@ -894,7 +894,7 @@ async def test_a_stream_over_a_stream_with_tls_inside() -> None:
             inner = MemoryListener()
             listener = WsListener(trio.SSLListener(inner, SERVER_TLS), nursery)
             await nursery.start(trio.serve_listeners, echo, [listener])
-            await inner._arrive.send(stream)
+            await inner.arrive(stream)
             await trio.sleep_forever()
 
     async with memory_server(carry) as listener, background() as nursery:

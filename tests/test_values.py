@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
+import traceback
+import typing
 from typing import Any
 
 import attrs
@@ -32,6 +35,7 @@ from trio_wsstream import (
     WsEvent,
     WsStreamError,
 )
+from trio_wsstream._version import VERSION
 
 # Settings
 
@@ -334,6 +338,24 @@ def test_the_public_names_are_those_that_were_promised() -> None:
     assert len(trio_wsstream.__all__) == len(set(trio_wsstream.__all__))
     for name in trio_wsstream.__all__:
         assert hasattr(trio_wsstream, name)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_a_public_name_says_where_it_is_found(name: str) -> None:
+    public = getattr(trio_wsstream, name)
+    assert (public.__module__, public.__qualname__) == ("trio_wsstream", name)
+    assert pickle.loads(pickle.dumps(public)) is public
+    assert typing.get_type_hints(public) is not None  # they are found there, too
+
+
+def test_a_traceback_names_an_error_as_users_do() -> None:
+    shown = "".join(traceback.format_exception(AbnormalClosure(4000, "why")))
+    assert shown.startswith("trio_wsstream.AbnormalClosure: the peer closed with code 4000")
+
+
+def test_the_version_is_there() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", trio_wsstream.__version__)
+    assert trio_wsstream.__version__ == VERSION
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A WebSocket as a Trio byte stream."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._bridge import BridgeDirection, BridgeEnd, BridgeResult, bridge
 from ._config import HalfClose, StreamConfig, TextPolicy
@@ -28,6 +28,7 @@ from ._events import (
 from ._handshake import WsRequest
 from ._open import open_ws_stream, wrap_websocket
 from ._stream import WsByteStream
+from ._version import VERSION
 
 if TYPE_CHECKING:
     from ._serve import WsListener, serve_ws
@@ -65,11 +66,25 @@ __all__ = [
     "wrap_websocket",
 ]
 
+__version__ = VERSION
+
 
 def __getattr__(name: str) -> object:
     """A client needs no server: it is imported when it is asked for (PEP 562)."""
     if name in ("WsListener", "serve_ws"):
         from . import _serve
 
-        return getattr(_serve, name)
+        return _found_here(name, getattr(_serve, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _found_here(name: str, public: Any) -> Any:
+    """Tracebacks and pickles shall name the place where users find it."""
+    public.__module__ = __name__
+    globals()[name] = public
+    return public
+
+
+for _name in __all__:
+    if _name in globals():
+        _found_here(_name, globals()[_name])

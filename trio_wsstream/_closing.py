@@ -62,6 +62,22 @@ class Closing:
         self.deadline = deadline
 
     @property
+    def state(self) -> str:
+        """What can still be done with the stream, in words."""
+        protocol = self._protocol
+        if self.closed is not None:
+            return "closed"
+        if self.is_closed_here:
+            return "closing"
+        if protocol.verdict is not None or self._writer.failure:
+            return "broken"
+        if self.has_begun:
+            return "closed by the peer"
+        if self.has_sent_eof:
+            return "sending has ended"
+        return "receiving has ended" if protocol.ended else "open"
+
+    @property
     def wakes_at(self) -> float:
         """When `is_over` may change because time has passed."""
         return (

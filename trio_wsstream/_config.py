@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable
 from typing import Any, Final
 
 import attrs
 
+from ._checks import check_seconds
 from ._frames import is_valid_close_code
 
 
@@ -63,22 +63,6 @@ def _an_enum(kind: type[enum.Enum]) -> Any:
     return check
 
 
-def check_seconds(name: str, value: object) -> float:
-    """Return ``value``, and raise TypeError or ValueError if it is no duration in seconds."""
-    if type(value) not in (int, float):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    assert isinstance(value, int | float)
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"{name} must be at least 0 seconds, not {value!r}")
-    return value
-
-
-def check_several(name: str, value: object) -> None:
-    """Raise TypeError for a single string, which is an iterable of strings by accident."""
-    if isinstance(value, str | bytes):
-        raise TypeError(f"{name} must be an iterable of strings, not the single string {value!r}")
-
-
 _MIN_INTERVAL: Final = 0.001  # seconds
 
 
@@ -96,7 +80,7 @@ def _an_interval(_: object, attribute: attrs.Attribute[Any], value: object) -> N
 def _end_codes(codes: Iterable[int]) -> frozenset[int]:
     if isinstance(codes, str | bytes) or not isinstance(codes, Iterable):
         raise TypeError(f"end_codes must be an iterable of close codes, not {codes!r}")
-    checked = frozenset(codes)
+    checked = tuple(codes)
     for code in checked:
         if type(code) is not int:
             raise TypeError(f"end_codes must be integers, not {code!r}")
@@ -105,7 +89,7 @@ def _end_codes(codes: Iterable[int]) -> frozenset[int]:
                 f"end_codes must be 1005 or codes that a Close may carry (1000-1003, 1007-1014, "
                 f"3000-4999), not {code}"
             )
-    return checked
+    return frozenset(checked)
 
 
 @attrs.frozen

@@ -14,7 +14,8 @@ import trio
 from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnection
 
 from . import _handshake
-from ._config import StreamConfig, check_seconds, check_several
+from ._checks import check_seconds, check_several, check_ssl_context, check_trio
+from ._config import StreamConfig, check_config
 from ._stream import WsByteStream
 from ._url import Url, parse_url
 
@@ -115,6 +116,7 @@ async def open_ws_stream(
     try:
         parsed, request = _prepare(url, ssl_context, subprotocols, extra_headers)
         check_seconds("connect_timeout", connect_timeout)
+        check_config(config)
         if not isinstance(transport, trio.abc.Stream | None):
             raise TypeError(f"transport must be a Stream, not {transport!r}")
         if transport is not None and proxy is not None:
@@ -160,8 +162,7 @@ def _prepare(
 ) -> tuple[Url, _handshake.Request]:
     """What is to be sent, and whereto; all that can be refused before anything happens."""
     parsed = parse_url(url)
-    if not isinstance(ssl_context, ssl.SSLContext | None):
-        raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {ssl_context!r}")
+    check_ssl_context(ssl_context)
     if ssl_context is not None and not parsed.is_secure:
         raise ValueError(
             f"ssl_context must be None with a ws:// URL, which has no TLS: "
@@ -174,14 +175,6 @@ def _prepare(
         parsed.authority, parsed.resource, subprotocols, extra_headers
     )
     return parsed, request
-
-
-def check_trio() -> None:
-    """Raise RuntimeError where no Trio runs."""
-    if not trio.lowlevel.in_trio_run():
-        raise RuntimeError(
-            "trio_wsstream needs Trio: run this by trio.run(), or by anyio.run(..., backend='trio')"
-        )
 
 
 async def _open_tcp(url: Url) -> trio.SocketStream:

@@ -22,9 +22,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import inspect
 import logging
-import operator
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
@@ -37,7 +35,17 @@ import trio
 from trio_websocket import ConnectionRejected, Endpoint, HandshakeError
 
 from . import _handshake
-from ._config import StreamConfig, check_config, check_seconds, check_several
+from ._checks import (
+    call,
+    check_function,
+    check_integer,
+    check_nursery,
+    check_seconds,
+    check_server_ssl_context,
+    check_several,
+    check_trio,
+)
+from ._config import StreamConfig, check_config
 from ._handshake import (
     Headers,
     HttpAnswered,
@@ -184,6 +192,8 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         http: HttpHook | None = None,
         on_refused: RefusedHook | None = None,
     ) -> None:
+        _check_listener("transport_listener", transport_listener)
+        check_nursery("nursery", nursery)
         check_seconds("connect_timeout", connect_timeout)
         check_config(config)
         self.transport_listener = transport_listener
@@ -198,9 +208,13 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self._max_pending = _checked_count("max_pending", max_pending)
         self._max_header_size = _checked_count("max_header_size", max_header_size)
         self._config = config
-        self._hook = _checked_function("accept", accept, is_async=True)
-        self._http = _checked_function("http", http, is_async=True)
-        self._on_refused = _checked_function("on_refused", on_refused)
+        if accept is not None:
+            check_function("accept", accept, is_async=True)
+        if http is not None:
+            check_function("http", http, is_async=True)
+        if on_refused is not None:
+            check_function("on_refused", on_refused)
+        self._hook, self._http, self._on_refused = accept, http, on_refused
         self._pending: dict[_Pending, None] = {}  # oldest first
         self._took: collections.deque[float] = collections.deque(maxlen=15)  # seconds
         self._opened: collections.deque[WsByteStream] = collections.deque()
@@ -211,7 +225,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     def __repr__(self) -> str:
         where = ", ".join(map(str, self.addresses)) or repr(self.transport_listener)
         state = "closed" if self._is_closed else f"{len(self._pending)} opening"
-        return f"<WsListener on {where}: {state}>"
+        return f"<trio_wsstream.WsListener on {where}: {state}>"
 
     @property
     def port(self) -> int:
@@ -388,7 +402,9 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self, pending: _Pending, method: str, path: str, headers: Headers
     ) -> tuple[int, Iterable[tuple[bytes, bytes]], bytes] | None:
         pending.note_request(path, headers)
-        return None if self._http is None else await self._http(method, path, headers)
+        if self._http is None:
+            return None
+        return await call("http", self._http, method, path, headers)
 
     async def _judge(
         self, pending: _Pending, request: WsRequest
@@ -402,7 +418,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             raise refusal(404, "There is no WebSocket at this path.")
         if self._allowed_origins is not None and not self._is_admitted(request):
             raise refusal(403, "This origin is not admitted.")
-        headers = None if self._hook is None else await self._hook(request)
+        headers = None if self._hook is None else await call("accept", self._hook, request)
         offered = request.proposed_subprotocols
         chosen = next((name for name in self._subprotocols if name in offered), None)
         return chosen, headers or ()
@@ -453,17 +469,9 @@ def _addresses(listener: Any) -> tuple[Any, ...]:
 
 
 def _checked_count(name: str, value: int) -> int:
-    if operator.index(value) < 1:
+    if check_integer(name, value) < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}")
     return value
-
-
-def _checked_function(name: str, function: Any, *, is_async: bool = False) -> Any:
-    if function is not None and not callable(function):
-        raise TypeError(f"{name} must be a function or None, not {function!r}")
-    if not is_async and inspect.iscoroutinefunction(function):
-        raise TypeError(f"{name} must be a plain function, not the async function {function!r}")
-    return function
 
 
 _ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#@\s:A-Z*]+(:[0-9]+)?")
@@ -577,8 +585,16 @@ async def serve_ws(
       TypeError: an argument has the wrong type.
       ValueError: an argument has a value that is not allowed.
     """
+    check_trio()
+    check_function("handler", handler, is_async=True)
+    if on_error is not None:
+        check_function("on_error", on_error)
+    if handler_nursery is not None:
+        check_nursery("handler_nursery", handler_nursery)
+    check_server_ssl_context(ssl_context)
     check_several("subprotocols", subprotocols)
-    check_several("allowed_origins", allowed_origins)
+    if allowed_origins is not None:
+        check_several("allowed_origins", allowed_origins)
     options: dict[str, Any] = {
         "subprotocols": tuple(subprotocols),  # An iterator can be read only once.
         "allowed_origins": None if allowed_origins is None else tuple(allowed_origins),
@@ -591,13 +607,12 @@ async def serve_ws(
         "http": http,
         "on_refused": on_refused,
     }
-    _checked_function("on_error", on_error)
     transport_listeners = await _open_listeners(host, port, ssl_context, listeners)
 
     async def handle(stream: WsByteStream) -> None:
         try:
             async with stream:
-                await handler(stream)
+                await call("handler", handler, stream)
         except Exception as error:
             if is_end_of(stream, error):
                 has_traceback = _logger.isEnabledFor(logging.DEBUG)
@@ -637,6 +652,7 @@ async def _open_listeners(
     elif port is None:
         raise TypeError("serve_ws needs a port (0: any free one), or listeners=[...]")
     else:
+        _check_address(host, port)
         opened = [*await trio.open_tcp_listeners(port, host=host)]
     if ssl_context is None:
         return opened
@@ -650,21 +666,30 @@ def _checked_listeners(
         raise TypeError(
             f"listeners must be an iterable, not the single {listeners!r}: use [listener]"
         )
+    if not isinstance(listeners, Iterable):
+        raise TypeError(f"listeners must be an iterable of trio.abc.Listeners, not {listeners!r}")
     checked = list(listeners)
     if not checked:
         raise ValueError("listeners must not be empty: there would be nothing to serve on")
     for listener in checked:
-        if isinstance(listener, WsListener):
-            raise TypeError(
-                f"listeners must not be WsListeners, which serve_ws makes itself: {listener!r}"
-            )
+        _check_listener("each of listeners", listener)
         if is_secure and isinstance(listener, trio.SSLListener):
-            raise ValueError(
-                f"ssl_context must be None if a listener has TLS already: {listener!r}"
-            )
-        if not isinstance(listener, trio.abc.Listener):
-            raise TypeError(
-                f"listeners must be trio.abc.Listeners, not {listener!r}; for a listening socket "
-                "use trio.SocketListener(trio.socket.from_stdlib_socket(sock))"
-            )
+            raise ValueError(f"ssl_context must be None where a listener has TLS: {listener!r}")
     return checked
+
+
+def _check_listener(name: str, listener: object) -> None:
+    if isinstance(listener, WsListener):
+        raise TypeError(f"{name} must be a listener of transports, not {listener!r}")
+    if not isinstance(listener, trio.abc.Listener):
+        raise TypeError(
+            f"{name} must be a trio.abc.Listener, not {listener!r}; a listening socket becomes one "
+            "by trio.SocketListener(trio.socket.from_stdlib_socket(sock))"
+        )
+
+
+def _check_address(host: object, port: int) -> None:
+    if not isinstance(host, str | bytes | None):
+        raise TypeError(f"host must be a str, bytes or None, not {host!r}")
+    if not 0 <= check_integer("port", port) <= 65535:
+        raise ValueError(f"port must be from 0 to 65535 (0: any free one), not {port!r}")

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import os
 import socket
 from types import SimpleNamespace, TracebackType
@@ -47,10 +46,11 @@ from trio_websocket import Endpoint, WebSocketConnection
 
 from . import _takeover
 from ._alarm import Alarm
+from ._checks import check_buffer, check_integer, check_nursery, check_trio
 from ._closing import Closing
 from ._config import StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
-from ._events import StreamClosed, WsEvent, shown
+from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
 from ._keepalive import Action, Keepalive
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
@@ -159,8 +159,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         nursery: trio.Nursery,
         config: StreamConfig = StreamConfig(),
     ) -> None:
+        check_trio()
         check_config(config)
         _takeover.check(connection)
+        check_nursery("nursery", nursery)
         self.connection: WebSocketConnection = connection
         self.config: StreamConfig = config
         self.subprotocol: str | None = connection.subprotocol
@@ -213,7 +215,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         side = "client" if self._protocol.client else "server"
-        return f"<trio_wsstream.WsByteStream {side} {self.remote!r} {self.closed or 'open'}>"
+        state = self.closed or self._closing.state
+        return f"<trio_wsstream.WsByteStream {side}, peer {_shown_address(self.remote)}: {state}>"
 
     @property
     def closed(self) -> StreamClosed | None:
@@ -235,6 +238,17 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if protocol.peer_defers_answer:
             return True
         return None if protocol.close_received is None else False
+
+    @property
+    def close_received(self) -> CloseReceived | None:
+        """Code and reason of the peer's Close (RFC 6455, 5.5.1), as soon as it has come.
+
+        The code is 1005 if the Close has none (7.1.5). None: no Close has come yet, or the
+        connection ended without one. A Close that comes behind more data than
+        ``config.receive_buffer_size`` is seen when that data has been received.
+        """
+        close = self._protocol.close_received
+        return None if close is None else CloseReceived(*close)
 
     # Receiving
 
@@ -260,7 +274,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         A cancelled call loses nothing.
         """
         if max_bytes is not None:
-            max_bytes = operator.index(max_bytes)
+            max_bytes = check_integer("max_bytes", max_bytes)
             if max_bytes < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         protocol, closing = self._protocol, self._closing
@@ -314,6 +328,21 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             if self._alarm.has_open_end:
                 self._stop_receiving()
 
+    def is_readable(self) -> bool:
+        """Whether there is something to receive: bytes, an end or an error. This does not wait.
+
+        A pool of connections asks this of one that is idle. If there is something to receive,
+        although the peer was asked nothing, the connection has ended or is of no more use.
+
+        Returns:
+          bool: False: nothing has come that the stream knows of. True: something has, as far as can
+          be told without decoding it. For at most 50 ms after a Ping or a Pong has come it may be
+          only that.
+        """
+        if self._protocol.unread.size or self._protocol.ended or self._closing.is_closed_here:
+            return True
+        return self._has_unprocessed or self._takeover.is_readable or self._wire.is_readable()
+
     def _tell_end(self) -> bytes:
         verdict = self._protocol.verdict
         if verdict is None:
@@ -322,7 +351,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _marked(self, error: Exception) -> Exception:
         """An error for callers, which `is_end_of` knows again. An id does not keep the stream."""
-        error.__dict__["_broken_stream"] = id(self)
+        if isinstance(error, trio.BrokenResourceError):
+            error.__dict__["_broken_stream"] = id(self)
         return error
 
     def _stop_receiving(self) -> None:
@@ -855,7 +885,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """
         if payload is None:
             payload = self._fresh_ping_payload()
-        payload = bytes(memoryview(payload))
+        payload = bytes(check_buffer("payload", payload))
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise ValueError(
                 f"payload must be at most 125 bytes, not {len(payload)}: {shown(payload)}"
@@ -889,7 +919,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
 def _flat(data: bytes | bytearray | memoryview) -> memoryview:
     """A view of the bytes of any contiguous buffer; else what a `trio.SocketStream` would raise."""
-    view = memoryview(data)
+    view = check_buffer("data", data)
     len(view)  # a TypeError where there are no dimensions
     if not view.nbytes:
         return memoryview(b"")
@@ -902,16 +932,22 @@ def _flat(data: bytes | bytearray | memoryview) -> memoryview:
 
 
 def _checked_close(code: int, reason: str) -> Close:
-    code = operator.index(code)
+    code = check_integer("code", code)
     if not is_valid_close_code(code):
         raise ValueError(f"code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
     if not isinstance(reason, str):
         raise TypeError(f"reason must be a str, not {reason!r}")
+    if not _is_unicode(reason):
+        raise ValueError(f"reason must be text that UTF-8 can encode, not {shown(reason)}")
     if len(reason.encode()) > MAX_REASON:
         raise ValueError(f"reason must be at most {MAX_REASON} bytes of UTF-8, not {shown(reason)}")
     if reason == HALF_CLOSE.reason:
         raise ValueError(f"reason must not be {reason!r}: that is what send_eof says")
     return Close(code, reason)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
@@ -922,11 +958,18 @@ def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_end_of(stream, each) for each in error.exceptions)
-    while isinstance(error, trio.BrokenResourceError):
+    while error is not None:
         if error.__dict__.get("_broken_stream") == id(stream):
-            return True
-        error = error.__cause__
+            return True  # anyio's has the mark, too
+        error = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
     return False
+
+
+def _shown_address(address: Endpoint | str) -> str:
+    if isinstance(address, str):
+        return address
+    host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
+    return f"{host}:{address.port}"
 
 
 def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | str]:

@@ -139,10 +139,15 @@ class Subscriptions:
     ) -> trio.MemoryReceiveChannel[WsEvent]:
         """Start a subscription, and return its channel. See `WsByteStream.subscribe`."""
         if max_buffer_size != math.inf and type(max_buffer_size) is not int:
-            raise TypeError(f"max_buffer_size must be an int or math.inf, not {max_buffer_size!r}")
+            hint = "; kinds are given by name, kinds=" if isinstance(max_buffer_size, type) else ""
+            raise TypeError(
+                f"max_buffer_size must be an int or math.inf, not {max_buffer_size!r}{hint}"
+            )
         if max_buffer_size < 0:
             raise ValueError(f"max_buffer_size must be at least 0 events, not {max_buffer_size!r}")
-        kinds = (kinds,) if isinstance(kinds, type) else tuple(kinds)
+        if isinstance(kinds, str) or not isinstance(kinds, Iterable):
+            kinds = (kinds,)
+        kinds = tuple(kinds)
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, WsEvent)):
                 raise TypeError(f"kinds must be WsEvent classes, not {kind!r}")

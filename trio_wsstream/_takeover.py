@@ -35,7 +35,7 @@ from typing import Any, Final
 import trio
 import trio_websocket
 import wsproto
-from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection, WebSocketRequest
 from wsproto.connection import ConnectionState
 
 from ._errors import ProtocolViolation, TakeoverError
@@ -132,7 +132,8 @@ def check(connection: WebSocketConnection) -> None:
       TakeoverError: it cannot be taken over.
     """
     if not isinstance(connection, WebSocketConnection):
-        raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}")
+        hint = ": await its accept()" if isinstance(connection, WebSocketRequest) else ""
+        raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}{hint}")
     with _refusing_unknown_versions():
         if isinstance(connection._wsproto, _StandIn):
             raise TakeoverError("the connection has been taken over before")
@@ -347,6 +348,11 @@ class Takeover:
         """Whether only the transport is left to read from, and no other task reads it."""
         return not (self._replay or self._reader_ends or self._is_closed or self._is_lost)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether trio-websocket has left something to be read: bytes, a violation or an end."""
+        return bool(self._replay or self._violation or self._is_closed or self._is_lost)
+
     async def wait_for_reader(self) -> None:
         """Wait until trio-websocket's reader task has left the transport."""
         if not self._replay and self._reader_ends and not self._is_closed and not self._is_lost:
@@ -394,7 +400,7 @@ class Takeover:
         What is left is part of no reference cycle, so it is freed as soon as nobody holds it.
         """
         self._connection._close_reason = CloseReason(code, reason or None)
-        self._connection._aclose = _do_nothing  # type: ignore[method-assign]
+        self._connection._aclose = _do_nothing  # type: ignore[assignment, method-assign]
         self._drop = _do_nothing
 
 

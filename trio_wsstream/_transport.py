@@ -113,6 +113,16 @@ class _Wire(abc.ABC):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
 
+    def is_readable(self) -> bool:
+        """Whether bytes, or the end of TCP, wait in the socket to be read. False where there is no
+        socket to ask.
+        """
+        sock = _socket_beneath(self._stream)
+        try:
+            return sock is not None and sock.is_readable()
+        except (OSError, ValueError):  # it is closed
+            return True
+
     def interrupt(self) -> bool:
         """Interrupt a `write` that waits for the peer, and return True if that is possible.
 

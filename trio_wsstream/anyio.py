@@ -22,11 +22,16 @@ __all__ = ["ByteStream", "WsAttribute"]
 
 
 class WsAttribute(anyio.TypedAttributeSet):
-    """The typed attributes of a `ByteStream`, with the names of the `WsByteStream` attributes."""
+    """The typed attributes of a `ByteStream`, with the names of the `WsByteStream` attributes.
+
+    ``is_readable`` is what `WsByteStream.is_readable` returns at the moment. What lies over the
+    stream, such as an `anyio.streams.tls.TLSStream`, has these attributes, too.
+    """
 
     subprotocol: str | None = anyio.typed_attribute()
     path: str | None = anyio.typed_attribute()
     handshake_headers: tuple[tuple[bytes, bytes], ...] = anyio.typed_attribute()
+    is_readable: bool = anyio.typed_attribute()
 
 
 @contextmanager
@@ -35,7 +40,9 @@ def _anyios_errors(action: str) -> Iterator[None]:
     try:
         yield
     except trio.BrokenResourceError as error:
-        raise anyio.BrokenResourceError(str(error)) from error.__cause__
+        broken = anyio.BrokenResourceError(str(error))
+        broken.__dict__.update(error.__dict__)  # the mark by which `serve_ws` knows it
+        raise broken from error.__cause__
     except trio.ClosedResourceError as error:
         raise anyio.ClosedResourceError(str(error)) from None
     except trio.BusyResourceError:
@@ -61,7 +68,12 @@ class ByteStream(anyio.abc.ByteStream):
     """
 
     def __init__(self, stream: WsByteStream) -> None:
+        if not isinstance(stream, WsByteStream):
+            raise TypeError(f"stream must be a WsByteStream, not {stream!r}")
         self.stream = stream
+
+    def __repr__(self) -> str:
+        return f"<trio_wsstream.anyio.ByteStream over {self.stream!r}>"
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive at least one byte, and at most ``max_bytes``.
@@ -108,6 +120,7 @@ class ByteStream(anyio.abc.ByteStream):
             WsAttribute.subprotocol: lambda: stream.subprotocol,
             WsAttribute.path: lambda: stream.path,
             WsAttribute.handshake_headers: lambda: stream.handshake_headers,
+            WsAttribute.is_readable: stream.is_readable,
         }
         local, remote = stream.local, stream.remote
         if isinstance(local, Endpoint) and isinstance(remote, Endpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import trio
@@ -17,6 +19,16 @@ EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 TUNNEL: Final = [sys.executable, "-m", "trio_wsstream"]
 
 LIMIT: Final = 30  # seconds: a bound against hanging
+
+
+def load(name: str) -> ModuleType:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Program:

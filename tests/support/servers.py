@@ -7,36 +7,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-import trio.testing
 
-from trio_wsstream import WsByteStream, WsListener, open_ws_stream
+from trio_wsstream import WsByteStream, WsListener, open_ws_stream, testing
 
 from .tasks import background
 
 
-class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
-    """A listener of memory streams, or of errors to raise."""
+class MemoryListener(testing.MemoryListener):
+    """One that also takes any transport, and raises errors."""
 
-    def __init__(self) -> None:
-        self._arrive, self._arrived = trio.open_memory_channel[Any](1000)
-
-    async def connect(self) -> Any:
-        ours, theirs = trio.testing.memory_stream_pair()
-        await self._arrive.send(theirs)
-        return ours
+    async def arrive(self, arrives: Any) -> None:
+        await self._connect.send(arrives)
 
     async def fail(self, error: Exception) -> None:
-        await self._arrive.send(error)
+        await self.arrive(error)
 
     async def accept(self) -> trio.abc.Stream:
-        arrived = await self._arrived.receive()
+        arrived = await super().accept()
         if isinstance(arrived, Exception):
             raise arrived
         return arrived
-
-    async def aclose(self) -> None:
-        self._arrived.close()
-        await trio.lowlevel.checkpoint()
 
 
 async def echo(stream: trio.abc.Stream) -> None:
