@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -30,6 +32,7 @@ from trio_wsstream import (
     TextRejected,
     WsByteStream,
     WsEvent,
+    _takeover,
 )
 from trio_wsstream._protocol import ANSWER_DEFERRED
 
@@ -1057,9 +1060,15 @@ async def test_a_nursery_that_is_closed_is_refused(client: bool) -> None:
 
 
 INSIDES: Final = [
+    "_close_handshake",
     "_close_reason",
+    "_connection_proposal",
+    "_for_testing_peer_closed_connection",
+    "_handshake_headers",
+    "_initial_request",
     "_message_parts",
     "_open_handshake",
+    "_path",
     "_pings",
     "_reader_running",
     "_recv_channel",
@@ -1067,6 +1076,7 @@ INSIDES: Final = [
     "_send_channel",
     "_stream",
     "_stream_lock",
+    "_subprotocol",
     "_wsproto",
     "_wsproto.client",
     "_wsproto.connection",
@@ -1084,7 +1094,26 @@ INSIDES: Final = [
     "_wsproto.connection._proto._message_decoder.decoder",
     "_wsproto.connection._proto._message_decoder.opcode",
     "_wsproto.connection._proto._parse_more",
+    "_wsproto.handshake",
+    "_wsproto.handshake._h11_connection",
 ]
+
+NOT_OF_AN_OBJECT: Final = {"_aclose", "_impl", "_masking_key"}
+"""Private names that have tests of their own below."""
+
+
+def test_every_private_name_that_the_takeover_touches_is_among_those_checked() -> None:
+    tree = ast.parse(Path(_takeover.__file__).read_text())
+    touched = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value) != "self"
+    }
+    checked = {name.rpartition(".")[2] for name in INSIDES}
+    assert touched <= checked | NOT_OF_AN_OBJECT
 
 
 def inside(connection: WebSocketConnection, name: str) -> tuple[Any, str]:
@@ -1157,3 +1186,54 @@ async def test_a_trio_websocket_of_other_parts_is_refused(
         with monkeypatch.context() as change:
             change.setattr(*inside(our.connection, name), other)
             check_refused(our.connection, our.nursery, "trio-websocket .* wsproto")
+
+
+@pytest.mark.parametrize("name", [name for name in INSIDES if "." not in name])
+@SIDES
+async def test_a_new_connection_that_lacks_something_is_refused(
+    client: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lacking(WebSocketConnection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            delattr(self, name)
+
+    monkeypatch.setattr(_takeover, "WebSocketConnection", Lacking)
+    transport, _ = trio.testing.memory_stream_pair()
+    with pytest.raises(TakeoverError, match=r"trio-websocket .* wsproto"):
+        _takeover.new_connection(transport, client=client)
+
+
+@SIDES
+async def test_a_new_connection_with_another_constructor_is_refused(
+    client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def construct(transport: trio.abc.Stream) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(_takeover, "WebSocketConnection", construct)
+    transport, _ = trio.testing.memory_stream_pair()
+    with pytest.raises(TakeoverError, match=r"trio-websocket .* wsproto"):
+        _takeover.new_connection(transport, client=client)
+
+
+@SIDES
+async def test_a_wsproto_whose_connections_have_another_part_is_refused(
+    client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {*_takeover._WSPROTO_PARTS, "another"}
+    monkeypatch.setattr(_takeover, "_WSPROTO_PARTS", parts)
+    transport, _ = trio.testing.memory_stream_pair()
+    with pytest.raises(TakeoverError, match="WSConnection has changed"):
+        _takeover.new_connection(transport, client=client)
+
+
+@SIDES
+async def test_a_wsproto_that_opens_connections_in_another_way_is_refused(
+    client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, _ = trio.testing.memory_stream_pair()
+    connection = _takeover.new_connection(transport, client=client)
+    monkeypatch.setattr(_takeover.wsproto.connection, "Connection", lambda kind: None)
+    with pytest.raises(TakeoverError, match=r"trio-websocket .* wsproto"):
+        _takeover.open_connection(connection, "/", None, (), b"")

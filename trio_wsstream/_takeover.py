@@ -1,22 +1,27 @@
-"""Taking a connection over: the one file that knows trio-websocket's and wsproto's insides.
+"""Taking a connection over: the one file that knows the insides of trio-websocket and wsproto.
 
-Theory of operation. Whatever trio-websocket has received and nobody has got yet is written
-down again as the frames that it came in (`_replay`): queued messages, the part of one that is
-half assembled, the header that wsproto has read and what it holds undecoded, the peer's Close.
-So there is one decoder, ours, for what came before the takeover and for what comes after it.
-The rewritten frames keep wsproto's place: the payload that is still to come, the masking key
-turned to it, and the bytes that its text decoder holds.
+Theory of operation. Some bytes have been received by trio-websocket and have not been given to a
+caller. `_replay` writes all of them down again as the frames that they came in: messages in the
+queue, the assembled part of an unfinished message, the header that wsproto has decoded, the bytes
+that it has not decoded, and the peer's Close. So one decoder, ours, reads what came before the
+takeover and what comes after it. The rewritten frames continue at the byte where wsproto stopped:
+they announce the payload that is still to come, with the masking key rotated to that position, and
+they contain the bytes that wsproto's text decoder holds of an unfinished character.
 
-trio-websocket's reader task may be in one of two places. Either it is in the transport, and
-then it alone can say what its read got: nobody else reads until it has left. A stand-in for
-the connection's wsproto object keeps those bytes, and lets the task end. (At a socket it need not
-wait for bytes: told that the socket is about to be closed, it goes.) Or it is busy with an
-event (answering a ping, putting a message in a full queue); then it will find a closed
-transport when it comes to read, and nobody waits for it. Which of the two, wsproto's generator
-of frames tells: if the last thing it gave out was a frame, that frame is being handled.
+At the takeover trio-websocket's reader task is in one of two places:
 
-Everything that is under way lives on `Takeover`, not in a coroutine, so that a cancelled read
-loses nothing. Closing the transport frees every task in it.
+- It waits in the transport. Then nobody else may read before the task has left, because only the
+  task gets the bytes of that read. A stand-in replaces the connection's wsproto object, keeps these
+  bytes, and lets the task end. If the transport is a socket, we need not wait for bytes: Trio can
+  tell the task that the socket is about to be closed, and the task ends.
+- It handles an event: it answers a ping, or puts a message into a full queue. Then nobody waits for
+  the task. It finds a closed transport when it wants to read again, and ends.
+
+wsproto's generator of frames tells these two apart. While its last frame is still being handled,
+the generator holds that frame in a local variable.
+
+Everything that is under way is stored on `Takeover` and not in a coroutine, so that a cancelled
+read loses nothing. Closing the transport wakes every task that waits in it.
 """
 
 from __future__ import annotations
@@ -50,23 +55,31 @@ _logger = logging.getLogger(__name__)
 
 _TAKEN_OVER: Final = CloseReason(1000, "taken over by trio_wsstream.WsByteStream")
 
-_HAS_HAPPENED: Final = trio.Event()
-_HAS_HAPPENED.set()
+_SET_EVENT: Final = trio.Event()
+_SET_EVENT.set()
 
 
 class _StandIn:
-    """What trio-websocket finds where its wsproto object was, and its message channels."""
+    """Replaces the connection's wsproto object and both ends of its message channel.
+
+    Attributes:
+      client (bool): whether this side is the client, as trio-websocket asks of wsproto.
+      received (bytes): what the read got that the reader task had under way.
+      reader_has_left (trio.Event or None): set when the reader task leaves the transport. It is
+          None while nobody waits for that.
+    """
 
     __slots__ = ("client", "reader_has_left", "received")
 
     def __init__(self, *, client: bool) -> None:
         self.client = client
         self.received = b""
-        self.reader_has_left: trio.Event | None = None  # the transport; if somebody waits for it
+        self.reader_has_left: trio.Event | None = None
 
     @property
     def state(self) -> ConnectionState:
-        # What the reader task asks for first when a read of its has ended, however it did.
+        # However its read has ended, the reader task asks for the state next. So a call of this
+        # property means that the task has left the transport.
         if self.reader_has_left is not None:
             self.reader_has_left.set()
         return ConnectionState.LOCAL_CLOSING
@@ -84,8 +97,11 @@ class _StandIn:
         await trio.lowlevel.checkpoint()
 
 
-class _NoStream:
-    """What a reader task finds that was not in the transport: it is not to go there."""
+class _SendOnlyTransport:
+    """Replaces the transport for a reader task that was not reading.
+
+    The task stops at its next read. Frames that were made before the takeover are still sent.
+    """
 
     def __init__(self, transport: trio.abc.Stream) -> None:
         self._transport = transport
@@ -97,31 +113,33 @@ class _NoStream:
         raise trio.ClosedResourceError
 
     async def send_all(self, data: bytes) -> None:
-        await self._transport.send_all(data)  # a frame that was made before the takeover
+        await self._transport.send_all(data)
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
 
 def transport_of(connection: WebSocketConnection) -> trio.abc.Stream:
-    """The stream that ``connection`` goes over."""
+    """Return the transport that ``connection`` reads from and writes to."""
     return connection._stream
 
 
 def check(connection: WebSocketConnection) -> None:
-    """Raise `TakeoverError` if ``connection`` cannot be taken over. Touches nothing."""
+    """Check that ``connection`` can be taken over, and change nothing.
+
+    Raises:
+      TypeError: it is not a `WebSocketConnection`.
+      TakeoverError: it cannot be taken over.
+    """
     if not isinstance(connection, WebSocketConnection):
         raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}")
-    try:
+    with _refusing_unknown_versions():
         if isinstance(connection._wsproto, _StandIn):
             raise TakeoverError("the connection has been taken over before")
         if not connection._open_handshake.is_set():
             raise TakeoverError("the opening handshake is not finished")
-        if not _knows_insides(connection):
-            raise TakeoverError(_versions())
+        _check_parts(connection)
         _check_state(connection)
-    except (AttributeError, TypeError) as error:
-        raise TakeoverError(f"{_versions()}: {error}") from error
 
 
 def _check_state(connection: Any) -> None:
@@ -137,28 +155,58 @@ def _check_state(connection: Any) -> None:
         raise TakeoverError("a ping() of the connection is under way")
 
 
-def _knows_insides(connection: Any) -> bool:
-    """Whether everything that this file touches is there, and what it was."""
-    inner = connection._wsproto
+_PARTS: Final[dict[str, Any]] = {
+    "_close_handshake": trio.Event,
+    "_close_reason": CloseReason | None,
+    "_connection_proposal": object,
+    "_for_testing_peer_closed_connection": trio.Event,
+    "_handshake_headers": tuple,
+    "_initial_request": object,
+    "_message_parts": list,
+    "_open_handshake": trio.Event,
+    "_path": str,
+    "_pings": dict,
+    "_reader_running": bool,
+    "_recv_channel": trio.MemoryReceiveChannel,
+    "_send_channel": trio.MemorySendChannel,
+    "_stream": trio.abc.Stream,
+    "_stream_lock": trio.StrictFIFOLock,
+    "_subprotocol": str | None,
+    "_wsproto": wsproto.WSConnection,
+}
+"""The private attributes of a connection that this file reads or sets, and their types."""
+
+
+def _check_connection_parts(connection: Any) -> None:
+    """Raise `TakeoverError` if an attribute of the connection itself is not what it was."""
+    for name, kind in _PARTS.items():
+        if not isinstance(getattr(connection, name), kind):
+            raise TakeoverError(f"{_versions()}: WebSocketConnection.{name} has changed")
+    if not callable(connection._aclose):
+        raise TakeoverError(f"{_versions()}: WebSocketConnection._aclose has changed")
+
+
+def _check_parts(connection: Any) -> None:
+    """Raise `TakeoverError` if anything that the takeover touches is not what it was."""
+    _check_connection_parts(connection)
+    if not _has_known_wsproto(connection._wsproto):
+        raise TakeoverError(f"{_versions()}: wsproto's objects have changed")
+    if not isinstance(connection._recv_channel._closed, bool):
+        raise TakeoverError(f"{_versions()}: Trio's memory channels have changed")
+    if not all(isinstance(pong, trio.Event) for pong in connection._pings.values()):
+        raise TakeoverError(f"{_versions()}: WebSocketConnection._pings has changed")
+
+
+def _has_known_wsproto(inner: Any) -> bool:
+    """Return whether an open wsproto connection has the parts that `_replay` reads and clears."""
     frames = inner.connection._proto
     decoder, message = frames._frame_decoder, frames._message_decoder
     header, masker = decoder.header, decoder.masker
     return (
-        isinstance(connection._stream, trio.abc.Stream)
-        and isinstance(connection._stream_lock, trio.StrictFIFOLock)
-        and isinstance(connection._send_channel, trio.MemorySendChannel)
-        and isinstance(connection._recv_channel, trio.MemoryReceiveChannel)
-        and isinstance(connection._recv_channel._closed, bool)
-        and isinstance(connection._message_parts, list)
-        and isinstance(connection._reader_running, bool)
-        and isinstance(connection._close_reason, CloseReason | None)
-        and all(isinstance(pong, trio.Event) for pong in connection._pings.values())
-        and callable(connection._aclose)
-        and isinstance(inner, wsproto.WSConnection)
-        and isinstance(inner.client, bool)
+        isinstance(inner.client, bool)
         and isinstance(inner.state, ConnectionState)
-        and isinstance(frames.client, bool)
         and isinstance(inner.handshake._h11_connection.trailing_data[0], bytes)
+        and isinstance(frames.client, bool)
         and isinstance(frames.extensions, list)
         and "frame" in frames._parse_more.gi_code.co_varnames
         and isinstance(message.opcode, int | None)
@@ -170,24 +218,34 @@ def _knows_insides(connection: Any) -> bool:
     )
 
 
+@contextlib.contextmanager
+def _refusing_unknown_versions() -> Iterator[None]:
+    """Turn the errors of a block that misses a part into a `TakeoverError`."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        raise TakeoverError(f"{_versions()}: {error}") from error
+
+
 def _versions() -> str:
     return (
-        f"trio-websocket {trio_websocket.__version__} or wsproto {wsproto.__version__} "
-        "is not one that trio_wsstream knows how to take over"
+        f"trio_wsstream cannot take over connections of trio-websocket "
+        f"{trio_websocket.__version__} with wsproto {wsproto.__version__}"
     )
 
 
 def _is_lost(connection: WebSocketConnection) -> bool:
-    """Whether trio-websocket has found the transport gone."""
+    """Return whether trio-websocket has found that the transport is gone."""
     reason = connection._close_reason
     return reason is not None and reason.code == 1006
 
 
 def _has_broken(connection: WebSocketConnection) -> bool:
-    """Whether trio-websocket has found the transport gone, or a violation, and no Close.
+    """Return whether the transport or the peer has failed, so that this side has not closed.
 
-    It makes its wsproto object send a Close all the same, and throws that away. But after a
-    violation, what is being sent may be the Close of an ``aclose``.
+    After a lost transport or a violation, trio-websocket makes its wsproto object encode a Close,
+    so that wsproto's state says that this side has closed. But that Close is thrown away. After a
+    violation, however, the send lock may be held by an ``aclose`` that sends its own Close.
     """
     reason = connection._close_reason
     has_violation = reason is not None and reason.code in (1002, 1007)
@@ -198,13 +256,13 @@ class Takeover:
     """A connection that has been taken over.
 
     Args:
-      connection (WebSocketConnection): one that `check` has passed.
-      drop: what ``connection.aclose`` does from now on.
+      connection (WebSocketConnection): a connection that `check` has accepted.
+      drop (async function): called by ``connection.aclose`` from now on.
 
     Attributes:
-      transport (trio.abc.Stream): what the frames go over.
+      transport (trio.abc.Stream): what the frames are sent and received over.
       client (bool): whether this side is the client.
-      close_sent (Close or None): the Close that trio-websocket has sent, or is about to.
+      close_sent (Close or None): the Close that trio-websocket has sent or is about to send.
     """
 
     __slots__ = (
@@ -238,12 +296,12 @@ class Takeover:
         if reason is not None and not self._is_lost:
             close = Close(int(reason.code), reason.reason or "")
             if inner.state is ConnectionState.CLOSED:
-                self.close_sent = close  # the answer
-            else:  # what closed the connection was no Close
+                self.close_sent = close  # trio-websocket's answer to the peer's Close
+            else:  # trio-websocket met a violation and no Close
                 self._violation = ProtocolViolation(*close)
         is_reading = connection._reader_running and _is_reading(inner)
         self._reader_ends = connection._recv_channel.clone() if is_reading else None
-        # This empties the queue, so that a reader task that was blocked in it goes on.
+        # This empties the message queue. A reader task that waited for room in it goes on.
         self._keep_for_replay(_replay(connection, self.close_sent, self._is_closed))
 
         _logger.debug("%s: taken over, with %d bytes to replay", connection, len(self._replay))
@@ -253,16 +311,16 @@ class Takeover:
         connection._reader_running = False
         connection._close_reason = reason or _TAKEN_OVER
         connection._wsproto = self._stand_in  # type: ignore[assignment]
-        # Nobody waits for these any more, and each takes 270 bytes or more.
-        connection._open_handshake = _HAS_HAPPENED
-        connection._for_testing_peer_closed_connection = _HAS_HAPPENED
+        # No task waits for these events any more. Sharing one saves 270 bytes for each of them.
+        connection._open_handshake = _SET_EVENT
+        connection._for_testing_peer_closed_connection = _SET_EVENT
         connection._connection_proposal = None
         if reason is None:
-            connection._close_handshake = _HAS_HAPPENED
+            connection._close_handshake = _SET_EVENT
         if self._is_closed or not is_reading:
-            connection._stream = _NoStream(self.transport)  # type: ignore[assignment]
+            connection._stream = _SendOnlyTransport(self.transport)  # type: ignore[assignment]
         elif isinstance(self.transport, trio.SocketStream) and not self.is_sending:
-            # From a socket the task can be sent away, before anything comes.
+            # The reader task of a socket can be woken at once; it need not wait for more bytes.
             trio.lowlevel.notify_closing(self.transport.socket)
 
         connection._aclose = self._aclose  # type: ignore[method-assign]
@@ -271,21 +329,22 @@ class Takeover:
         await self._drop()
 
     def _keep_for_replay(self, data: bytes) -> None:
-        self._replay: bytes | memoryview = memoryview(data) if data else b""  # a view has 200 bytes
+        # An empty memoryview would take 200 bytes in each idle stream.
+        self._replay: bytes | memoryview = memoryview(data) if data else b""
 
     @property
     def is_sending(self) -> bool:
-        """Whether trio-websocket's tasks are in the transport with frames of theirs."""
+        """Whether a task of trio-websocket is sending a frame over the transport."""
         return self._connection._stream_lock.locked()
 
     async def wait_sent(self) -> None:
-        """Wait until they have left it."""
+        """Wait until no task of trio-websocket sends any more."""
         async with self._connection._stream_lock:
             pass
 
     @property
     def is_over(self) -> bool:
-        """Only the transport is left to read from, and only by us."""
+        """Whether only the transport is left to read from, and no other task reads it."""
         return not (self._replay or self._reader_ends or self._is_closed or self._is_lost)
 
     async def wait_for_reader(self) -> None:
@@ -298,11 +357,14 @@ class Takeover:
             self._keep_for_replay(self._stand_in.received)
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
-        """As of the transport, after what trio-websocket has received.
+        """Return bytes that trio-websocket has received, and after the last of them read more.
+
+        Returns:
+          At most ``max_bytes`` bytes; ``b""`` if the transport has ended.
 
         Raises:
-          ProtocolViolation: trio-websocket met one there. Once.
-          trio.BrokenResourceError, trio.ClosedResourceError: as from the transport.
+          ProtocolViolation: trio-websocket has met a violation. This is raised only once.
+          trio.BrokenResourceError, trio.ClosedResourceError: from the transport.
         """
         await trio.lowlevel.checkpoint()
         if self._replay:
@@ -320,24 +382,25 @@ class Takeover:
             except trio.BusyResourceError:
                 if not self._is_closed:
                     raise
-                # The reader task of a client waits there for the end of TCP, as we do. It has
-                # closed its channel before, and what else it may get does not count any more.
+                # After the peer's Close, the reader task of a client waits in the transport for the
+                # end of TCP, as we do. It has closed its message channel before that, so
+                # `wait_for_reader` cannot tell when it leaves. Bytes that it gets have no meaning.
                 self._stand_in.reader_has_left = trio.Event()
                 await self._stand_in.reader_has_left.wait()
 
     def retire(self, code: int, reason: str) -> None:
-        """The stream has ended: let ``connection.closed`` tell how."""
+        """Make ``connection.closed`` tell how the stream has ended."""
         self._connection._close_reason = CloseReason(code, reason or None)
 
 
 def _is_reading(inner: wsproto.WSConnection) -> bool:
-    """Whether trio-websocket's reader task is in the transport, or has ended."""
+    """Return whether trio-websocket's reader task is in the transport or has ended."""
     assert inner.connection is not None
     return inspect.getgeneratorlocals(inner.connection._proto._parse_more).get("frame") is None
 
 
 def _replay(connection: WebSocketConnection, close: Close | None, is_closed: bool) -> bytes:
-    """What trio-websocket has received and not given out, as frames of the peer."""
+    """Take what trio-websocket has received and kept; return it as frames of the peer."""
     assert connection._wsproto.connection is not None
     frames = connection._wsproto.connection._proto
     decoder, message = frames._frame_decoder, frames._message_decoder
@@ -348,7 +411,9 @@ def _replay(connection: WebSocketConnection, close: Close | None, is_closed: boo
     def add(first: int, payload: bytes) -> None:
         replay.extend(encode_header(first, len(payload), mask) + key + payload)
 
-    if not frames.client:  # what a client sent with its request, too early: h11 holds it
+    if not frames.client:
+        # A client may send frames together with its request, although that is too early. h11
+        # keeps them, and wsproto never asks for them.
         replay += connection._wsproto.handshake._h11_connection.trailing_data[0]
     for queued in _drain(connection._recv_channel):
         if isinstance(queued, str):
@@ -368,34 +433,49 @@ def _replay(connection: WebSocketConnection, close: Close | None, is_closed: boo
             replay += encode_header(first, header.payload_len - consumed, mask)
             replay += getattr(decoder.masker, "_masking_key", b"")
         replay += decoder.buffer.buffer
-        # A generator of events that is under way must find nothing more.
+        # trio-websocket's reader task may be between two events of wsproto. It must get no more.
         decoder.header = None
         decoder.buffer.buffer.clear()
     return bytes(replay)
 
 
 def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | str]:
-    # That it is empty is asked for, as an exception that says so takes as long as ten calls.
+    # Asking whether the queue is empty is ten times faster than catching trio.WouldBlock.
     while (now := channel.statistics()).current_buffer_used or now.tasks_waiting_send:
         yield channel.receive_nowait()
 
 
-# wsproto's handshakes, of a client and a server, which nobody uses: each connection must have one.
+# Every WSConnection must have an opening handshake. We do that ourselves, and so all connections
+# share these two objects, which are never used.
 _UNUSED: Final = {
     True: wsproto.WSConnection(wsproto.ConnectionType.CLIENT).handshake,
     False: wsproto.WSConnection(wsproto.ConnectionType.SERVER).handshake,
 }
+_WSPROTO_PARTS: Final = vars(wsproto.WSConnection(wsproto.ConnectionType.CLIENT)).keys()
 
 
 def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConnection:
-    """A connection before its opening handshake, which trio-websocket is not to do."""
-    inner = wsproto.WSConnection.__new__(wsproto.WSConnection)  # its own would make a handshake
-    inner.client = client
-    inner.handshake = _UNUSED[client]
-    inner.connection = None
-    connection = WebSocketConnection(transport, inner, host="", path="")
-    connection._reader_running = False
-    return connection
+    """Return a connection whose opening handshake trio-websocket will not do.
+
+    Args:
+      transport (trio.abc.Stream): what the connection goes over.
+      client (bool): whether this side is the client.
+
+    Raises:
+      TakeoverError: this version of trio-websocket or wsproto is not known.
+    """
+    with _refusing_unknown_versions():
+        # WSConnection.__init__ would make a handshake of its own, so it is not called.
+        inner = wsproto.WSConnection.__new__(wsproto.WSConnection)
+        inner.client = client
+        inner.handshake = _UNUSED[client]
+        inner.connection = None
+        if vars(inner).keys() != _WSPROTO_PARTS:
+            raise TakeoverError(f"{_versions()}: WSConnection has changed")
+        connection = WebSocketConnection(transport, inner, host="", path="")
+        _check_connection_parts(connection)
+        connection._reader_running = False
+        return connection
 
 
 def open_connection(
@@ -405,15 +485,22 @@ def open_connection(
     handshake_headers: tuple[tuple[bytes, bytes], ...],
     received: bytes,
 ) -> None:
-    """Let the opening handshake of a `new_connection` be finished.
+    """Mark the opening handshake of a `new_connection` as finished.
 
     Args:
-      path (str), subprotocol (str or None), handshake_headers (tuple): what the connection shows.
-      received (bytes): what came behind the peer's head.
+      connection (WebSocketConnection): a connection from `new_connection`.
+      path (str): the path of the request.
+      subprotocol (str or None): the subprotocol that was chosen.
+      handshake_headers (tuple): the headers of the peer's request or response.
+      received (bytes): what was received after the peer's request or response.
+
+    Raises:
+      TakeoverError: this version of wsproto is not known.
     """
     inner = connection._wsproto
     kind = wsproto.ConnectionType.CLIENT if inner.client else wsproto.ConnectionType.SERVER
-    inner.connection = wsproto.connection.Connection(kind, [], received)
+    with _refusing_unknown_versions():
+        inner.connection = wsproto.connection.Connection(kind, [], received)
     connection._path = path
     connection._subprotocol = subprotocol
     connection._handshake_headers = handshake_headers
