@@ -13,33 +13,38 @@ from ._frames import is_valid_close_code
 
 
 class TextPolicy(enum.Enum):
-    """What becomes of a text message, which a byte stream has no place for."""
+    """What the stream does with a text message, for which a byte stream has no place."""
 
     REJECT = "reject"
-    """Fail the connection with 1003."""
+    """The connection is failed with close code 1003."""
     AS_BYTES = "as bytes"
-    """Its UTF-8 becomes part of the stream."""
+    """The UTF-8 of the message becomes part of the stream."""
     AS_EVENTS = "as events"
-    """It is kept out of the stream and told as `TextReceived`."""
+    """The message is not part of the stream. Subscribers receive it as `TextReceived`."""
 
 
 class HalfClose(enum.Enum):
-    """When the answer to the peer's Close is deferred, so that this side may go on sending."""
+    """When the stream defers its answer to the peer's Close, so that this side can still send."""
 
     AUTO = "auto"
-    """The answer to the half-close of another `WsByteStream` is deferred: to Close 1000 with the
-    reason ``half-close``. This is the default, and not REQUIRE, as most peers answer every Close at
-    once when they have nothing more to send, and as some (websocat, Azure Relay, Envoy, Go's x/net)
-    defer their answer without saying so.
+    """The answer to the half-close of another `WsByteStream` is deferred. That is a Close with code
+    1000 and the reason ``half-close``.
+
+    This is the default. REQUIRE is not, because most peers answer every Close at once when they
+    have nothing more to send, and because some (websocat, Azure Relay, Envoy, Go's x/net) defer
+    their answer without saying so.
     """
     ALWAYS = "always"
     """The answer to every Close whose code is in ``end_codes`` is deferred."""
     NEVER = "never"
     """No answer is deferred."""
     REQUIRE = "require"
-    """Like AUTO, for connections whose two ends are both a `WsByteStream` with this setting. After
-    `~WsByteStream.send_eof`, a peer that ends the stream without having said that it deferred its
-    answer is a `HalfCloseIgnored`: something between the two ends may have cut its answer off.
+    """Like AUTO, but the peer must honour our half-close. Both ends must be a `WsByteStream` with
+    this setting.
+
+    After `~WsByteStream.send_eof`, the peer must say that it has deferred its answer. If it ends
+    the stream without saying so, the error is `HalfCloseIgnored`, because something between the two
+    ends may have cut its answer off.
     """
 
 
@@ -59,6 +64,7 @@ def _an_enum(kind: type[enum.Enum]) -> Any:
 
 
 def check_seconds(name: str, value: object) -> float:
+    """Return ``value``, and raise TypeError or ValueError if it is no duration in seconds."""
     if type(value) not in (int, float):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     assert isinstance(value, int | float)
@@ -68,8 +74,9 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_several(name: str, value: object) -> None:
+    """Raise TypeError for a single string, which is an iterable of strings by accident."""
     if isinstance(value, str | bytes):
-        raise TypeError(f"{name} must be several, not {value!r}")
+        raise TypeError(f"{name} must be an iterable of strings, not the single string {value!r}")
 
 
 _MIN_INTERVAL: Final = 0.001  # seconds
@@ -88,7 +95,7 @@ def _an_interval(_: object, attribute: attrs.Attribute[Any], value: object) -> N
 
 def _end_codes(codes: Iterable[int]) -> frozenset[int]:
     if isinstance(codes, str | bytes) or not isinstance(codes, Iterable):
-        raise TypeError(f"end_codes must be several close codes, not {codes!r}")
+        raise TypeError(f"end_codes must be an iterable of close codes, not {codes!r}")
     checked = frozenset(codes)
     for code in checked:
         if type(code) is not int:
@@ -103,28 +110,34 @@ def _end_codes(codes: Iterable[int]) -> frozenset[int]:
 
 @attrs.frozen
 class StreamConfig:
-    """The settings of a `WsByteStream`; a wrong one is a `ValueError` or a `TypeError`.
+    """The settings of a `WsByteStream`.
 
     Args:
-      max_message_size (int): bytes. `~WsByteStream.send_all` cuts what it sends into messages of
-          at most this size. Many peers refuse messages of more than 1 MiB. Messages of any size are
-          sent, and received, in constant memory.
-      receive_buffer_size (int): bytes. So much is read ahead while no task receives, and so long
-          may a text message be under `TextPolicy.AS_EVENTS`.
-      text (TextPolicy): what becomes of text messages.
-      half_close (HalfClose): when the answer to the peer's Close is deferred.
-      close_timeout (float): seconds that closing may take before the transport is dropped.
-      ping_interval (float or None): seconds. An end that has sent nothing for so long sends a sign
-          of life, so that the peer does not take it for dead: a Ping if it has heard nothing
-          either, else a Pong with the payload ``heartbeat`` (RFC 6455, 5.5.3). None switches
-          keepalive off.
-      ping_timeout (float or None): seconds. A peer that has given no sign of life for
-          ``ping_interval`` and then for so long ends the stream with `KeepaliveTimeout`. Any byte
-          from the peer is a sign of life, and so are bytes of ours that it takes after a wait. The
-          time in which this side itself does not read does not count. None: no peer is given up.
-      end_codes (frozenset of int): the codes of a Close that ends the stream (``b""``); 1005
-          stands for a Close without a code. Any other code is an `AbnormalClosure`: 1001, for
-          one, is what a server says that is shut down in the middle of a transfer.
+      max_message_size (int): bytes. `~WsByteStream.send_all` sends its data in messages of at most
+          this size. Many peers refuse messages of more than 1 MiB. Messages of any size are sent
+          and received in constant memory.
+      receive_buffer_size (int): bytes. While no task receives, the stream reads ahead at most this
+          much. It is also the maximum size of a text message under `TextPolicy.AS_EVENTS`.
+      text (TextPolicy): what the stream does with text messages.
+      half_close (HalfClose): when the stream defers its answer to the peer's Close.
+      close_timeout (float): seconds. If closing takes longer, the transport is dropped.
+      ping_interval (float or None): seconds. If this side has sent nothing for so long, it sends a
+          sign of life, so that the peer does not take it for dead. This is a Ping if nothing was
+          received either, otherwise a Pong with the payload ``heartbeat`` (RFC 6455, 5.5.3). None
+          switches keepalive off.
+      ping_timeout (float or None): seconds. If the peer gives no sign of life for ``ping_interval``
+          seconds and then for this time too, the stream ends with `KeepaliveTimeout`. Any byte from
+          the peer is a sign of life. Bytes of this side that the peer accepts after a wait are one
+          too. Time in which this side does not read is not counted. None: the stream never gives a
+          peer up.
+      end_codes (frozenset of int): the close codes that mean that the stream is complete, so that
+          receiving ends with ``b""``. 1005 stands for a Close without a code. Any other code is an
+          `AbnormalClosure`. One of these is 1001, which servers send when they are shut down, maybe
+          in the middle of a transfer.
+
+    Raises:
+      TypeError: an argument has the wrong type.
+      ValueError: an argument has a value that is not allowed.
     """
 
     max_message_size: int = attrs.field(default=65536, validator=_a_count)
@@ -138,5 +151,6 @@ class StreamConfig:
 
 
 def check_config(config: object) -> None:
+    """Raise TypeError if ``config`` is no `StreamConfig`."""
     if not isinstance(config, StreamConfig):
         raise TypeError(f"config must be a StreamConfig, not {config!r}")

@@ -1,9 +1,9 @@
-"""What can go wrong, one class each.
+"""The errors of this library: one class for each thing that can go wrong.
 
-These are never raised in band: Trio's stream contract knows only its own errors. What
-`WsByteStream` raises is a `trio.BrokenResourceError`, whose ``__cause__`` is one of these.
-Two are raised as they are: `TakeoverError`, by its constructor, and `ProxyRejected`, by
-`open_ws_stream`.
+Trio's stream contract allows only Trio's own exceptions. So the methods of `WsByteStream` raise
+`trio.BrokenResourceError`, and the ``__cause__`` of that is one of the errors of this module. Two
+errors are raised directly: `TakeoverError` by the constructor of `WsByteStream`, and
+`ProxyRejected` by `open_ws_stream`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trio_websocket import HandshakeError
 
 
 class _Comparable(Exception):
-    """Two errors are equal when type and args are."""
+    """An exception that is equal to another one of the same type with equal arguments."""
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -25,15 +25,18 @@ class _Comparable(Exception):
 
 
 class WsStreamError(_Comparable):
-    """Everything that this library reports of a stream. Errors are equal when type and args are."""
+    """The base class of the errors of a stream.
+
+    Two of these errors are equal if they have the same type and equal arguments.
+    """
 
 
 class _FailTheConnection(WsStreamError):
-    """The peer did what cannot be accepted: the connection is failed (RFC 6455, 7.1.7).
+    """The peer sent something for which this side fails the connection (RFC 6455, 7.1.7).
 
     Args:
       close_code (int): the code of the Close that this side sends (7.4.1).
-      reason (str): what was wrong; it goes into the Close too.
+      reason (str): what was wrong. The Close carries this text too.
     """
 
     def __init__(self, close_code: int, reason: str = "") -> None:
@@ -46,22 +49,35 @@ class _FailTheConnection(WsStreamError):
 
 
 class ProtocolViolation(_FailTheConnection):
-    """The peer broke RFC 6455."""
+    """The peer has broken RFC 6455.
+
+    Args and attributes:
+      close_code (int): the code of the Close that this side sends: 1002, or 1007 for text that is
+          not UTF-8 (RFC 6455, 7.4.1).
+      reason (str): what was wrong. The Close carries this text too.
+    """
 
 
 class TextRejected(_FailTheConnection):
-    """A text message came that `TextPolicy` does not admit: 1003 any, 1009 too long."""
+    """The peer has sent a text message that the `TextPolicy` of the stream does not allow.
+
+    Args and attributes:
+      close_code (int): the code of the Close that this side sends: 1003 under `TextPolicy.REJECT`,
+          or 1009 for a message that is too long for `TextPolicy.AS_EVENTS` (RFC 6455, 7.4.1).
+      reason (str): what was wrong. The Close carries this text too.
+    """
 
 
 class AbnormalClosure(WsStreamError):
-    """The peer's Close says that what it sent is not complete.
+    """The peer has closed in a way that does not say that the stream is complete.
 
-    Its code is none of 1000, 1001 and 1005, or it came inside a fragmented message. It is
-    also the cause of a failed send after any Close of the peer, to tell its code.
+    Either the code of its Close is not among the ``end_codes`` of the `StreamConfig`, or the Close
+    came inside a fragmented message. This error is also the cause when sending fails after a Close
+    of the peer, whatever its code.
 
-    Args:
-      code (int): the peer's close code, 1005 if it gave none (RFC 6455, 7.1.5).
-      reason (str): the peer's close reason.
+    Args and attributes:
+      code (int): the code of the peer's Close, or 1005 if it has none (RFC 6455, 7.1.5).
+      reason (str): the reason of the peer's Close.
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
@@ -74,43 +90,49 @@ class AbnormalClosure(WsStreamError):
 
 
 class HalfCloseIgnored(AbnormalClosure):
-    """The peer answered our half-close at once, so it may have had more to send.
+    """The peer has answered our half-close without deferring its answer.
 
-    This happens under `HalfClose.REQUIRE` only. Args and attributes are those of `AbnormalClosure`.
+    The peer, or something between the two ends, may have had more to send. So the end of the stream
+    does not say that it is complete. This error occurs under `HalfClose.REQUIRE` only.
+
+    Args and attributes are those of `AbnormalClosure`.
     """
 
     def __str__(self) -> str:
         return (
             f"the peer did not honour the half-close: it closed with code {self.code} and reason "
-            f"{self.reason!r}, so what it had still to send may be missing"
+            f"{self.reason!r}, so data that it still had to send may be missing"
         )
 
 
 class ConnectionLost(WsStreamError):
-    """The transport ended or broke before both Closes had passed (RFC 6455, 7.1.4).
+    """The transport has ended or broken before both sides had sent a Close (RFC 6455, 7.1.4).
 
-    Before the peer's Close, the stream is truncated (close code 1006). After it, only our answer
-    is lost: what the peer sent is complete, what was sent to it may not be.
+    If this happened before the peer's Close, the received data is truncated (close code 1006). If
+    it happened after the peer's Close, the received data is complete, but the peer may not have
+    received everything that was sent to it.
     """
 
 
 class KeepaliveTimeout(WsStreamError):
-    """The peer gave no sign of life in time after a keepalive ping."""
+    """The peer gave no sign of life within ``ping_timeout`` seconds after a keepalive ping."""
 
 
 class TakeoverError(WsStreamError):
-    """The connection, or the nursery, cannot be used for a stream. Nothing was touched."""
+    """The connection or the nursery cannot be used for a stream. Neither has been changed."""
 
 
 class ProxyRejected(HandshakeError, _Comparable):
-    """The proxy refused to connect to the server. Errors are equal when type and args are.
+    """The proxy has refused to connect to the server.
 
-    Args:
-      proxy (str): the proxy's host and port.
-      target (str): the server's host and port.
-      status (int or None): the status of an HTTP proxy's answer (RFC 9110, 15); None from a
-          SOCKS proxy.
-      reason (str): what the proxy said, and what to do if that is known.
+    Two of these errors are equal if their arguments are equal.
+
+    Args and attributes:
+      proxy (str): host and port of the proxy.
+      target (str): host and port of the server.
+      status (int or None): the status code of an HTTP proxy's response (RFC 9110, 15), or None for
+          a SOCKS proxy.
+      reason (str): what the proxy said, and what can be done about it if that is known.
     """
 
     def __init__(self, proxy: str, target: str, status: int | None, reason: str) -> None:

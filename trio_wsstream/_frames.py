@@ -1,18 +1,18 @@
-"""Frames to bytes, bytes to payload: RFC 6455, section 5. No I/O, no Trio.
+"""Frames to bytes and bytes to payload: RFC 6455, section 5. No I/O, no Trio.
 
-Theory of operation. `Decoder` is given the bytes that arrived, in pieces of any size, and
-hands out payload as it comes, also in the middle of a frame: a message of any size passes in
-constant memory. What the next frame may be depends on one thing only, whether a fragmented
-message is unfinished; so there are two sets of first bytes that are legal, and everything
-that is not in the current set is a violation (5.2, 5.4, 5.5).
+Theory of operation. `Decoder` gets the bytes that arrived, in pieces of any size, and returns
+payload as it comes, also from the middle of a frame. So a message of any size passes in constant
+memory. Which frame may come next depends on one fact only: whether a fragmented message is
+unfinished. So there are two sets of legal first bytes, and a first byte that is not in the current
+set is a violation (5.2, 5.4, 5.5).
 
-Binary payload goes straight to the list that the caller gave; nobody has to look at it. Only
-what somebody must look at comes back as a `Frame`: a control frame, when all its bytes (131 at
-the most) are there, and text, piece by piece and validated. Decoding stops at each of these,
-so that its reader can make it wait, and goes on with the next call.
+Binary payload is appended to the list that the caller gave, because no code has to look at it. What
+some code must look at is returned as a `Frame`: a control frame, once all of its bytes (131 at
+most) have arrived, or a validated piece of a text message. Decoding stops after each `Frame`, so
+that the caller can handle it before it decodes more, and continues with the next call.
 
-The decoder knows nothing of closing. After it has raised `ProtocolViolation`, or has handed
-out a Close, what follows has no meaning, and its owner asks no more.
+The decoder does not know how connections are closed. After it has raised `ProtocolViolation` or has
+returned a Close, the bytes that follow have no meaning, and its owner must not decode any more.
 """
 
 from __future__ import annotations
@@ -36,25 +36,31 @@ FIN: Final = 0x80
 MASKED: Final = 0x80
 MAX_CONTROL_PAYLOAD: Final = 125
 MAX_HEADER: Final = 14
-_VIEWED: Final = 8192
-_SILENT_FRAMES: Final = 256  # binary frames that one call decodes
+_MIN_VIEW: Final = 8192  # bytes: a memoryview of so much is cheaper than a copy
+_MAX_BATCH: Final = 256  # binary frames that one call of decode() decodes
 
 Buffer = bytes | bytearray | memoryview
 
 _CONTROL: Final = {FIN | CLOSE, FIN | PING, FIN | PONG}
 _LEGAL_OUTSIDE: Final = frozenset(_CONTROL | {TEXT, BINARY, FIN | TEXT, FIN | BINARY})
 _LEGAL_INSIDE: Final = frozenset(_CONTROL | {CONTINUATION, FIN | CONTINUATION})
-"""The first bytes that a frame may have outside and inside a fragmented message."""
+"""The first bytes that a frame may have outside and inside a fragmented message (5.4)."""
 
 
 def is_valid_close_code(code: int) -> bool:
-    """Whether a Close may carry ``code`` (RFC 6455, 7.4, and the IANA registry)."""
+    """Return whether a Close may carry ``code`` (RFC 6455, 7.4, and the IANA registry)."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
 @functools.lru_cache(maxsize=256)
 def encode_header(first: int, length: int, mask: int = 0) -> bytes:
-    """The header of a frame, without the masking key (5.2)."""
+    """Return the header of a frame without the masking key (5.2).
+
+    Args:
+      first (int): the first byte: `FIN` or 0, and the opcode.
+      length (int): bytes of payload.
+      mask (int): `MASKED` if a masking key will follow, otherwise 0.
+    """
     if length < 126:
         return bytes((first, mask | length))
     if length < 65536:
@@ -66,7 +72,11 @@ _keys: list[bytes] = []
 
 
 def fresh_key() -> bytes:
-    """A masking key from the operating system's random source (5.3), asked once for many."""
+    """Return a masking key of four bytes from the operating system's random source (5.3).
+
+    The system is asked for 1024 keys at a time, because a call takes longer than to mask a short
+    frame.
+    """
     try:
         return _keys.pop()
     except IndexError:
@@ -76,11 +86,14 @@ def fresh_key() -> bytes:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keys.clear)  # no key is used twice
+    os.register_at_fork(after_in_child=_keys.clear)  # no two processes use the same keys
 
 
 def encode(opcode: int, payload: Buffer, *, client: bool) -> tuple[Buffer, ...]:
-    """A whole message as one frame: its header and its payload; masked by a client (5.3)."""
+    """Return a message as one frame, in two buffers: header and payload.
+
+    If this side is the client, the payload is masked with a fresh key (5.3).
+    """
     if not client:
         return encode_header(FIN | opcode, len(payload)), payload
     key = fresh_key()
@@ -88,12 +101,16 @@ def encode(opcode: int, payload: Buffer, *, client: bool) -> tuple[Buffer, ...]:
 
 
 def encode_close_payload(code: int, reason: str) -> bytes:
-    """The payload of a Close; none for 1005, which stands for "no code" (5.5.1, 7.1.5)."""
+    """Return the payload of a Close (5.5.1): an empty one for 1005, "no code" (7.1.5)."""
     return b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
 
 
 def decode_close_payload(payload: bytes) -> tuple[int, str]:
-    """Code and reason of a Close; raises `ProtocolViolation` (1002 or 1007)."""
+    """Return the code and the reason of a Close; the code is 1005 if the Close has none (7.1.5).
+
+    Raises:
+      ProtocolViolation: the payload is not that of a Close. It has close code 1002 or 1007.
+    """
     if not payload:
         return 1005, ""
     if len(payload) == 1:
@@ -111,9 +128,9 @@ class Frame(NamedTuple):
     """A control frame, or a piece of a text message.
 
     Attributes:
-      opcode (int): `CLOSE`, `PING`, `PONG` or `TEXT` (for its continuations, too).
-      payload (bytes): all of a control frame's, what there is of a text message's.
-      ends_message (bool): nothing more belongs to it.
+      opcode (int): `CLOSE`, `PING`, `PONG` or `TEXT`. Continuations of a text message are `TEXT`.
+      payload (bytes): the whole payload of a control frame, or the next piece of a text message.
+      ends_message (bool): whether no more payload of the message follows.
     """
 
     opcode: int
@@ -122,17 +139,17 @@ class Frame(NamedTuple):
 
 
 MORE: Final = Frame(CONTINUATION, b"", False)
-"""Not all is decoded: the decoder can be asked again at once."""
+"""Means that some bytes have not been decoded yet, and `Decoder.decode` can be called again."""
 
 
 class Decoder:
-    """The frames that come from one peer.
+    """Decodes the frames of one peer.
 
     Args:
-      client (bool): whether this side is the client, whose peer must not mask (5.1).
+      client (bool): whether this side is the client. A client's peer must not mask (5.1).
 
     Attributes:
-      left (int): bytes of the current data frame's payload that are still to come.
+      left (int): bytes of the current data frame's payload that have not been decoded.
     """
 
     __slots__ = (
@@ -149,23 +166,25 @@ class Decoder:
 
     def __init__(self, *, client: bool) -> None:
         self._mask = 0 if client else MASKED
-        self._data = b""  # what was fed and is not decoded yet, from _position on
+        self._data = b""  # fed; its bytes from _position on are not decoded yet
         self._position = 0
         self._legal = _LEGAL_OUTSIDE
-        self._kind = BINARY  # of the message that the last data frame belongs to
+        self._kind = BINARY  # of the message that the last data frame belongs to: TEXT or BINARY
         self.left = 0
-        self._key = b""  # the current data frame's masking key, as its next byte needs it
-        self._utf8: codecs.IncrementalDecoder | None = None  # made with the first text message
-        self._failure: ProtocolViolation | None = None  # to be raised next time
+        self._key = b""  # the current data frame's masking key, rotated to its next byte
+        self._utf8: codecs.IncrementalDecoder | None = None  # made for the first text message
+        self._failure: ProtocolViolation | None = None  # to be raised by the next call
 
     @property
     def is_inside_message(self) -> bool:
-        """Whether a message has begun whose last byte has not been decoded."""
+        """Whether a message has begun and its last byte has not been decoded."""
         return self._legal is _LEGAL_INSIDE or self.left > 0
 
     def decode_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """The payload of ``data`` if it is one unfragmented binary message, no more and no less,
-        that is not empty; else None, and nothing has happened: it is for `feed`.
+        """Return the payload of ``data`` if it is exactly one unfragmented binary message.
+
+        This is a fast path. If ``data`` is anything else, or an empty message, or if earlier bytes
+        are not decoded, the result is None and nothing has changed; then use `feed` and `decode`.
         """
         length = len(data) - (6 if self._mask else 2)
         if length > 125:
@@ -178,11 +197,11 @@ class Decoder:
             return None
         if not self._mask:
             return data[start:]
-        payload = (data if length < _VIEWED else memoryview(data))[start:]
+        payload = (data if length < _MIN_VIEW else memoryview(data))[start:]
         return apply_mask(payload, data[start - 4 : start])
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Add bytes that arrived."""
+        """Add bytes that arrived; `decode` decodes them."""
         if self._position < len(self._data):
             self._data = self._data[self._position :] + data
         else:
@@ -193,18 +212,20 @@ class Decoder:
         """Decode up to the next `Frame`, or until there is no more to decode.
 
         Args:
-          payload: a list to which the binary payload on the way is appended, partly as views of
-              what was fed.
+          payload (list): the binary payload that is decoded is appended here. Some of it may be
+              memoryviews of the bytes that were fed.
 
         Returns:
-          A frame that somebody must look at; None when all that was fed is decoded; `MORE`
-          when that would take long: there may be one frame for every two bytes.
+          A control frame or a piece of text; None if there is nothing more to decode; or `MORE`
+          after `_MAX_BATCH` binary frames. A read may hold one frame in every two bytes, and other
+          tasks must get their turn.
 
         Raises:
-          ProtocolViolation: the peer broke the RFC. ``payload`` has what came before it.
+          ProtocolViolation: the peer broke RFC 6455. ``payload`` has what came before that.
         """
-        # One long function, because the loop runs once for every frame: with frames of 1 KiB,
-        # a call for each and its attributes in place of locals cost 5 % of all throughput.
+        # This is one long function because its loop runs once for every frame. With frames of
+        # 1 KiB, a method call for each frame, and attributes in place of local variables, would
+        # cost 5 % of the throughput.
         data, position, mask = self._data, self._position, self._mask
         end = len(data)
         if self._failure:
@@ -215,7 +236,7 @@ class Decoder:
                 return self._text(bytes(piece))
             payload.append(piece)
             position = self._position
-        for _ in range(_SILENT_FRAMES):
+        for _ in range(_MAX_BATCH):
             if end - position <= 1:
                 break
             first, second = data[position], data[position + 1]
@@ -245,20 +266,19 @@ class Decoder:
                 length = int.from_bytes(data[position + 2 : start], "big")
                 if length < shortest or length >> 63:
                     raise ProtocolViolation(
-                        1002, f"a length of {length} not as RFC 6455 encodes it"
+                        1002, f"a length of {length} that is not encoded as RFC 6455 requires"
                     )
             if mask:
                 start += 4
                 if start > end:
                     break
-            # A data frame whose header is complete.
+            # It is a data frame, and its header is complete.
             if first & 15:
                 self._kind = first & 15
             self._legal = _LEGAL_OUTSIDE if first & FIN else _LEGAL_INSIDE
             stop = start + length
-            if stop <= end and self._kind == BINARY:  # and whose payload is, too
-                # From some KiB on, a view is cheaper than a copy.
-                whole = (data if length < _VIEWED else memoryview(data))[start:stop]
+            if stop <= end and self._kind == BINARY:  # its payload is complete, too
+                whole = (data if length < _MIN_VIEW else memoryview(data))[start:stop]
                 if mask:
                     payload.append(apply_mask(whole, data[start - 4 : start]))
                 elif length:
@@ -277,17 +297,17 @@ class Decoder:
         else:
             self._position = position
             return MORE
-        # What is decoded may be long, and the next bytes may be long in coming.
+        # Do not keep the decoded bytes: they may be many, and the next bytes may come much later.
         self._data, self._position = data[position:], 0
         return None
 
     def _take_piece(self) -> Buffer:
-        """What there is of the current data frame's payload."""
+        """Take the part of the current data frame's payload that has arrived, and unmask it."""
         start = self._position
         end = len(self._data)
         stop = min(end, start + self.left)
-        # No copy, if it is all; and from some KiB on, a view is cheaper.
-        is_all_or_small = stop - start == end or stop - start < _VIEWED
+        # A slice that is the whole of a bytes object is no copy.
+        is_all_or_small = stop - start == end or stop - start < _MIN_VIEW
         piece: Buffer = (self._data if is_all_or_small else memoryview(self._data))[start:stop]
         if self._mask:
             piece = apply_mask(piece, self._key)
@@ -298,7 +318,11 @@ class Decoder:
         return piece
 
     def _text(self, piece: bytes) -> Frame:
-        """Validate a piece of a text message (8.1). What comes before a wrong byte comes first."""
+        """Return a piece of a text message as a `Frame`, after checking that it is UTF-8 (8.1).
+
+        If it is not, the frame has the bytes before the wrong one, and the next call of `decode`
+        raises `ProtocolViolation`.
+        """
         ends_message = not self.is_inside_message
         wrong = self._find_wrong_byte(piece, ends_message)
         if wrong is not None:
@@ -308,23 +332,29 @@ class Decoder:
         return Frame(TEXT, piece, ends_message)
 
     def _find_wrong_byte(self, piece: bytes, ends_message: bool) -> int | None:
-        """The index of the byte with which the message cannot be UTF-8 any more."""
+        """Return the index of the first byte of ``piece`` that cannot occur in UTF-8, or None.
+
+        Python's decoder holds the bytes of an unfinished character from one piece to the next.
+        """
         if self._utf8 is None:
             self._utf8 = codecs.getincrementaldecoder("utf-8")()
         held = len(self._utf8.getstate()[0])
         try:
             self._utf8.decode(piece, ends_message)
         except UnicodeDecodeError as error:
-            # The first byte of its sequence, or the one that does not go on with it.
+            # A byte that cannot begin a character is wrong itself. After one that can, the wrong
+            # byte is the one that does not continue the character.
             leads = 0xC2 <= error.object[error.start] <= 0xF4
             return (error.end if leads else error.start) - held
         unfinished = self._utf8.getstate()[0]
         if unfinished[:1] == b"\xed" and unfinished[1:2] >= b"\xa0":
-            return len(piece) - len(unfinished) + 1  # a surrogate: Python waits for all of it
+            # This is the beginning of a surrogate, which UTF-8 does not have. Python would wait for
+            # its third byte before it raises an error.
+            return len(piece) - len(unfinished) + 1
         return None
 
     def _refuse(self, first: int, second: int) -> None:
-        """Say what is wrong with the first two bytes of a frame (5.1, 5.2, 5.4, 5.5)."""
+        """Raise `ProtocolViolation` for the first two bytes of a frame (5.1, 5.2, 5.4, 5.5)."""
         opcode = first & 15
         if first & 0x70:
             wrong = f"reserved bits {(first >> 4) & 7:03b}"

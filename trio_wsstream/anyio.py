@@ -1,7 +1,7 @@
 """A `WsByteStream` as an anyio byte stream (``pip install trio-wsstream[anyio]``).
 
-For what is written for anyio: its TLS and text streams, httpcore and httpx. The event loop is
-Trio's all the same.
+This is for code that is written for anyio: its TLS and text streams, httpcore, and httpx. The event
+loop must still be Trio's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["ByteStream", "WsAttribute"]
 
 
 class WsAttribute(anyio.TypedAttributeSet):
-    """Typed attributes of a `ByteStream`, from the `WsByteStream` attributes of these names."""
+    """The typed attributes of a `ByteStream`, with the names of the `WsByteStream` attributes."""
 
     subprotocol: str | None = anyio.typed_attribute()
     path: str | None = anyio.typed_attribute()
@@ -31,7 +31,7 @@ class WsAttribute(anyio.TypedAttributeSet):
 
 @contextmanager
 def _anyios_errors(action: str) -> Iterator[None]:
-    """Trio's stream errors as anyio's, with the same causes."""
+    """Turn Trio's stream errors into anyio's errors of the same names, with the same causes."""
     try:
         yield
     except trio.BrokenResourceError as error:
@@ -46,17 +46,15 @@ def _anyios_errors(action: str) -> Iterator[None]:
 class ByteStream(anyio.abc.ByteStream):
     """An `anyio.abc.ByteStream` over a `WsByteStream`.
 
-    What the stream raises as Trio's errors, this raises as anyio's of the same names, with the
-    same cause. ``async with`` closes the stream as its own does, with 1011 after an exception.
+    Its methods raise anyio's errors in place of Trio's errors of the same names, with the same
+    causes. ``async with`` closes the stream as the ``async with`` of `WsByteStream` does: with
+    close code 1000, or with 1011 after an exception.
 
-    Its typed attributes are those of `WsAttribute` and, where the transport has addresses, the
-    addresses and ports of `anyio.abc.SocketAttribute`.
+    The typed attributes are those of `WsAttribute`. If the transport has addresses, there are the
+    addresses and ports of `anyio.abc.SocketAttribute` too.
 
-    Args:
-      stream (WsByteStream): to be wrapped.
-
-    Attributes:
-      stream (WsByteStream): as given.
+    Args and attributes:
+      stream (WsByteStream): the stream to wrap.
     """
 
     def __init__(self, stream: WsByteStream) -> None:
@@ -66,9 +64,10 @@ class ByteStream(anyio.abc.ByteStream):
         """Receive at least one byte, and at most ``max_bytes``.
 
         Raises:
-          anyio.EndOfStream: where `WsByteStream.receive_some` returns ``b""``.
+          anyio.EndOfStream: the stream has ended, so that `WsByteStream.receive_some` returns
+              ``b""``.
           anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.BusyResourceError,
-          ValueError: as it raises them.
+          ValueError: as `WsByteStream.receive_some`.
         """
         with _anyios_errors("reading from"):
             data = await self.stream.receive_some(max_bytes)
@@ -77,17 +76,17 @@ class ByteStream(anyio.abc.ByteStream):
         return bytes(data)
 
     async def send(self, item: bytes) -> None:
-        """As `WsByteStream.send_all`."""
+        """Send all of ``item``, as `WsByteStream.send_all`."""
         with _anyios_errors("writing to"):
             await self.stream.send_all(item)
 
     async def send_eof(self) -> None:
-        """As `WsByteStream.send_eof`."""
+        """Send a half-close, as `WsByteStream.send_eof`."""
         with _anyios_errors("writing to"):
             await self.stream.send_eof()
 
     async def aclose(self) -> None:
-        """As `WsByteStream.aclose`, with 1000."""
+        """Close the stream with close code 1000, as `WsByteStream.aclose`."""
         await self.stream.aclose()
 
     async def __aexit__(
@@ -100,7 +99,7 @@ class ByteStream(anyio.abc.ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """See `ByteStream`."""
+        """The typed attributes, each with the function that returns its value."""
         stream = self.stream
         attributes: dict[Any, Callable[[], Any]] = {
             WsAttribute.subprotocol: lambda: stream.subprotocol,
