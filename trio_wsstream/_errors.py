@@ -51,7 +51,9 @@ class _FailTheConnection(WsStreamError):
 class ProtocolViolation(_FailTheConnection):
     """The peer has broken RFC 6455.
 
-    Args and attributes:
+    The arguments are also attributes of the error.
+
+    Args:
       close_code (int): the code of the Close that this side sends: 1002, or 1007 for text that is
           not UTF-8 (RFC 6455, 7.4.1).
       reason (str): what was wrong. The Close carries this text too.
@@ -61,7 +63,9 @@ class ProtocolViolation(_FailTheConnection):
 class TextRejected(_FailTheConnection):
     """The peer has sent a text message that the `TextPolicy` of the stream does not allow.
 
-    Args and attributes:
+    The arguments are also attributes of the error.
+
+    Args:
       close_code (int): the code of the Close that this side sends: 1003 under `TextPolicy.REJECT`,
           or 1009 for a message that is too long for `TextPolicy.AS_EVENTS` (RFC 6455, 7.4.1).
       reason (str): what was wrong. The Close carries this text too.
@@ -75,7 +79,9 @@ class AbnormalClosure(WsStreamError):
     came inside a fragmented message. This error is also the cause when sending fails after a Close
     of the peer, whatever its code.
 
-    Args and attributes:
+    The arguments are also attributes of the error.
+
+    Args:
       code (int): the code of the peer's Close, or 1005 if it has none (RFC 6455, 7.1.5).
       reason (str): the reason of the peer's Close.
     """
@@ -95,7 +101,7 @@ class HalfCloseIgnored(AbnormalClosure):
     The peer, or something between the two ends, may have had more to send. So the end of the stream
     does not say that it is complete. This error occurs under `HalfClose.REQUIRE` only.
 
-    Args and attributes are those of `AbnormalClosure`.
+    Arguments and attributes are those of `AbnormalClosure`.
     """
 
     def __str__(self) -> str:
@@ -127,7 +133,9 @@ class ProxyRejected(HandshakeError, _Comparable):
 
     Two of these errors are equal if their arguments are equal.
 
-    Args and attributes:
+    The arguments are also attributes of the error.
+
+    Args:
       proxy (str): host and port of the proxy.
       target (str): host and port of the server.
       status (int or None): the status code of an HTTP proxy's response (RFC 9110, 15), or None for

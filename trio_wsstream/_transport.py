@@ -1,20 +1,24 @@
-"""The transport: on a socket, frames are gathered; on any other stream they are joined.
+"""Writing frames to the transport: gathered on a socket, joined on any other stream.
 
-On a `trio.SocketStream` a frame that is cancelled in the middle is not lost: what is left of it
-is kept, and goes out before anything else (`SocketWire`). Other streams do not say how far
-they got, so there the sending side is broken (`StreamWire`).
+Theory of operation. On a `trio.SocketStream` no frame is lost if its writing is cancelled in the
+middle. `SocketWire` keeps what is left of the frame and writes that before anything else. Other
+streams do not tell how many bytes they took before they were cancelled. So there the sending side
+is broken from then on (`StreamWire`).
 
-*A socket is offered two frames at once*, which halves the calls for large writes. Only the first is
-waited for. If the same call takes some of the second, that is finished, too; if it takes none, the
-second goes back to its sender, who looks first whether it may still be sent. A second frame of at
-most a sixteenth of the first (what TLS makes of 64 KiB ends with one) counts as part of the first.
+*Two frames in one call.* `SocketWire` offers a socket two frames at once, which halves the number
+of calls for large writes. It waits only for the first frame. If the call takes a part of the second
+frame, the rest of that frame is written too. If the call takes nothing of it, the second frame goes
+back to the sender, who checks whether it may still be sent. A second frame of at most a sixteenth
+of the first counts as a part of the first. (TLS makes such a short frame at the end of every
+64 KiB.)
 
-*A long frame* is written piece by piece (`write_long`), so that a message of any size is sent in
-constant memory, and its masking holds up nobody. Only who cancels it has what is left copied.
+*A long frame* is written piece by piece (`write_long`). So a message of any size is sent in
+constant memory, and masking it does not block other tasks for long. Only if the writing is
+cancelled, the rest of the frame is copied.
 
-A socket's file descriptor is read and written as `trio.socket` itself does it, but without its
-four coroutines for each call, and without `trio.SocketStream`'s context managers: together they
-take a fifth of what 1 KiB costs.
+*System calls.* `SocketWire` reads and writes the file descriptor as `trio.socket` does, but without
+the four coroutines that `trio.socket` needs for each call, and without the context managers of
+`trio.SocketStream`. Together they take a fifth of the time that 1 KiB needs.
 """
 
 from __future__ import annotations
@@ -37,26 +41,26 @@ from ._masking import apply_mask
 
 _logger = logging.getLogger(__name__)
 
-_NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer was waiting for the peer
-_SHORT: Final = 16  # times shorter than the first frame
+_NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer had to wait for the peer
+_SHORT: Final = 16  # A second frame is short if it is so many times shorter than the first.
 _PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
 
 
 def why_broken(error: Exception) -> str:
-    """A transport's error, or the one that it stands for, in words."""
+    """Return in words why the transport broke: the cause of ``error``, or ``error`` itself."""
     return f"the transport broke: {error.__cause__ or error!r}"
 
 
 def _waited_for(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
-    """The first frame, and a second that is short."""
+    """Return the frames to wait for: the first one, and a short second one."""
     is_short = sum(map(len, buffers[2:])) * _SHORT <= sum(map(len, buffers[:2]))
     return buffers if is_short else buffers[:2]
 
 
 def _unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
-    """What is left of ``buffers``: copied, unless all of it is in the last."""
+    """Return the rest of ``buffers``. It is a copy, unless the whole rest is in the last buffer."""
     index = 0
     while sent >= len(buffers[index]):
         sent -= len(buffers[index])
@@ -66,13 +70,13 @@ def _unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
 
 
 class _Wire(abc.ABC):
-    """What can be said of both kinds.
+    """What `StreamWire` and `SocketWire` have in common.
 
     Attributes:
-      failure (str): why nothing more can be written; empty while it can.
-      is_truncated (bool): because a frame was cut off.
-      accepted_at (float): when it last took something that had had to wait for the peer, by
-          Trio's clock; minus infinity if nothing had to.
+      failure (str): why nothing more can be written, or an empty string while writing works.
+      is_truncated (bool): whether writing fails because a frame was cut off.
+      accepted_at (float): the time, by Trio's clock, at which the transport last accepted bytes
+          that had had to wait for the peer. It is minus infinity if no bytes had to wait.
     """
 
     __slots__ = ("_stream", "accepted_at", "failure", "is_truncated")
@@ -84,16 +88,16 @@ class _Wire(abc.ABC):
         self.accepted_at = -math.inf
 
     def note_failure(self, error: Exception) -> None:
-        """The transport has failed."""
+        """Remember that the transport has failed, so that nothing more can be written."""
         self.failure = why_broken(error)
         _logger.debug("nothing more can be sent: %s", self.failure)
 
     @abc.abstractmethod
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """As `StreamWire.write`."""
+        """Write a frame, or the first of two: see `StreamWire.write`."""
 
     def is_acknowledged(self) -> bool:
-        """Whether the peer's TCP is known to acknowledge what it gets."""
+        """Return whether the peer's TCP is known to acknowledge what it receives."""
         sock = _socket_beneath(self._stream)
         return sock is not None and _acknowledges(sock)
 
@@ -110,34 +114,46 @@ class _Wire(abc.ABC):
                 sock.shutdown(socket.SHUT_WR)
 
     def interrupt(self) -> bool:
-        """End a `write` that waits, if that is possible: it raises BrokenResourceError, and what is
-        left of its frame goes out before anything else. Return False if it is not possible.
+        """Interrupt a `write` that waits for the peer, and return True if that is possible.
+
+        That `write` raises `trio.BrokenResourceError`. The rest of its frame is written before
+        anything else. On a transport that would lose the rest, the result is False.
         """
         return False
 
     def must_read_first(self) -> bool:
-        """Whether a failed write would break the reading of what the peer sent before."""
+        """Return whether a failing write would lose bytes that the peer sent before it hung up."""
         return False
 
     async def aclose(self, deadline: float) -> None:
-        """Close the stream, and from ``deadline`` on without waiting for anything.
+        """Close the stream. After ``deadline``, close it without waiting for anything.
 
-        TCP ends in both directions even if another process, forked meanwhile, has the socket, too.
+        TCP ends in both directions, even if a process that was forked in the meantime still has the
+        socket.
+
+        Args:
+          deadline (float): a time by Trio's clock.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
+          trio.BrokenResourceError, trio.ClosedResourceError: from the stream.
         """
         sock = _socket_beneath(self._stream)
         with trio.CancelScope(deadline=deadline), _ending_tcp(sock):
             await self._stream.aclose()
 
     async def aclose_forcefully(self) -> None:
-        """Close the stream at once, and TCP as `aclose`."""
+        """Close the stream without waiting for anything, and end TCP as `aclose` does."""
         with _ending_tcp(_socket_beneath(self._stream)):
             await trio.aclose_forcefully(self._stream)
 
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
-        """Write a frame piece by piece, masked with ``key`` if that is not empty. As `write`."""
+        """Write a frame piece by piece. Cancellation and errors are those of `write`.
+
+        Args:
+          header (bytes): the header of the frame, with the masking key if there is one.
+          payload (memoryview): the payload, which is not masked yet.
+          key (bytes): the masking key, or an empty value if the frame is not masked.
+        """
         written = 0
         try:
             while written < len(payload):
@@ -152,14 +168,19 @@ class _Wire(abc.ABC):
 
     @abc.abstractmethod
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
-        """The writing of a long frame is cancelled, after so many bytes in whole pieces."""
+        """Handle that the writing of a long frame ended early.
+
+        Args:
+          written (int): bytes of the payload in the pieces that were written as a whole.
+        """
 
 
 class StreamWire(_Wire):
-    """Any stream.
+    """Writes to any stream.
 
     Attributes:
-      receive_some: as the stream's; it may also raise an OSError for a broken transport.
+      receive_some: reads from the stream, as the stream's own method does. It may raise an OSError
+          in place of `trio.BrokenResourceError`.
     """
 
     __slots__ = ("receive_some",)
@@ -169,25 +190,27 @@ class StreamWire(_Wire):
         self.receive_some: Receive = stream.receive_some
 
     def write_now(self, data: bytes) -> bytes:
-        """Write what can be written of ``data``, whole frames, without waiting; return the rest,
-        which may begin inside one.
+        """Write as much of ``data`` as possible without waiting, and return the rest.
+
+        Args:
+          data (bytes): whole frames. The rest may begin inside a frame.
         """
         return data
 
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """Write a frame, or the first of two.
+        """Write a frame, or the first of two frames.
+
+        If this is cancelled before anything is written, it has done nothing.
 
         Args:
-          buffers: the frame's header and payload, and those of a second one perhaps. Or one
-              buffer with whole frames.
+          buffers (sequence of buffers): header and payload of the frame, and perhaps header and
+              payload of a second one. It may also be a single buffer of whole frames.
 
         Returns:
-          int: how many of the buffers were written: 2 if nothing was of the second frame.
-
-        Cancelled before anything is written, it did nothing.
+          int: how many of the buffers were written. It is 2 if nothing of a second frame was.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
+          trio.BrokenResourceError, trio.ClosedResourceError: from the stream.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         since = trio.current_time()
@@ -212,24 +235,24 @@ class StreamWire(_Wire):
         self.is_truncated = True
 
     def must_read_first(self) -> bool:
-        """As `_Wire.must_read_first`: a failed write breaks a `trio.SSLStream` for reading, too."""
+        # A failed write breaks a trio.SSLStream for reading too.
         sock = _socket_beneath(self._stream)
         return sock is not None and _has_hung_up(sock)
 
 
 class SocketWire(_Wire):
-    """A `trio.SocketStream`, whose payload is not copied to be framed. As `StreamWire`."""
+    """Writes to a `trio.SocketStream`, and does not copy payload to put a header before it."""
 
     __slots__ = ("_rest", "_socket", "_wait")
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self._socket = stream.socket
-        self._rest: Buffer = b""  # of a frame whose writing was cancelled
-        self._wait: trio.CancelScope | None = None  # until the socket takes some more
+        self._rest: Buffer = b""  # what is left of a frame whose writing was cancelled
+        self._wait: trio.CancelScope | None = None  # of a write that waits for the socket
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """As `StreamWire.receive_some`."""
+        """Receive at least one byte, or ``b""`` at the end; see `StreamWire`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         data = self._read_now(max_bytes)
         if data is not None:
@@ -240,14 +263,15 @@ class SocketWire(_Wire):
         return data
 
     def _read_now(self, max_bytes: int) -> bytes | None:
-        # Apart, as who waits would keep the exception and its traceback. So in _writev.
+        # A separate function, so that a waiting task does not keep the BlockingIOError's traceback
+        # alive. The same goes for _writev.
         try:
             return os.read(self._socket.fileno(), max_bytes)
         except BlockingIOError:
             return None
 
     def write_now(self, data: bytes) -> bytes:
-        """As `StreamWire.write_now`; after a failure nothing is left."""
+        """Write without waiting: see `StreamWire.write_now`. After a failure the rest is empty."""
         if self._rest:
             return data
         try:
@@ -259,8 +283,11 @@ class SocketWire(_Wire):
             return b""
 
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """As `StreamWire.write`, and the second frame, too, if it is short, or if the socket
-        takes any of it with the first. Cancelled in the middle of a frame, it keeps what is left.
+        """Write a frame, or two: see `StreamWire.write`.
+
+        The second frame is written too if it is short, or if the socket takes a part of it together
+        with the first. If this is cancelled in the middle of a frame, the rest of that frame is
+        kept and written first by the next call.
         """
         try:
             if self._rest:
@@ -273,7 +300,9 @@ class SocketWire(_Wire):
                 buffers = _waited_for(buffers)
                 sent = await self._write_when_writable(buffers)
             left = sum(map(len, buffers)) - sent
-            if left and left >= sum(map(len, buffers[2:])):  # nothing of a second frame was taken
+            if left and left >= sum(
+                map(len, buffers[2:])
+            ):  # The socket took nothing of a second frame.
                 buffers = _waited_for(buffers)
                 left = sum(map(len, buffers)) - sent
             if left:
@@ -285,21 +314,21 @@ class SocketWire(_Wire):
             raise trio.BrokenResourceError(self.failure) from error
 
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
-        """As `write`."""
-        if self._rest:  # of another frame
+        """Write a frame piece by piece: see `_Wire.write_long`."""
+        if self._rest:  # what is left of another frame
             await self._write_rest()
         await super().write_long(header, payload, key)
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
-        if self._rest:  # of a piece
+        if self._rest:  # A part of the next piece was written, and this is the rest of it.
             written += _PIECE
         if written:
             left = payload[written:]
             self._rest = b"".join((self._rest, apply_mask(left, key) if key else left))
 
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
-        # It writes before it waits: that the socket has been closed must be noticed here. To wait
-        # for a descriptor of -1 would break Trio's own books.
+        # This writes before it waits, because only a write notices that the socket has been closed.
+        # Waiting for its file descriptor, which is -1 then, would corrupt Trio's own records.
         while not (sent := self._writev(buffers)):
             with trio.CancelScope() as self._wait:
                 await trio.lowlevel.wait_writable(self._socket)
@@ -310,7 +339,7 @@ class SocketWire(_Wire):
         return sent
 
     def interrupt(self) -> bool:
-        """As `_Wire.interrupt`."""
+        """Interrupt a `write` that waits for the peer: see `_Wire.interrupt`."""
         if self._wait is not None:
             self._wait.cancel()
         return True
@@ -331,12 +360,14 @@ class SocketWire(_Wire):
             raise trio.BrokenResourceError(self.failure) from error
         finally:
             self._rest = bytes(rest)
-            rest.release()  # the caller's buffer is its own again
+            rest.release()  # so that the caller can resize its bytearray again
 
 
 def adapt(stream: trio.abc.Stream) -> StreamWire | SocketWire:
-    """The wire for a stream: the fast one for Trio's own sockets only, because a socket of somebody
-    else's (`trio.socket.set_custom_socket_factory`) may do more than its descriptor does.
+    """Return the fastest wire that works for ``stream``.
+
+    That is `SocketWire` for Trio's own sockets only. A socket of another class, which
+    `trio.socket.set_custom_socket_factory` allows, may do more than its file descriptor does.
     """
     is_trios_own = type(stream) is trio.SocketStream and (
         type(stream.socket).__module__.partition(".")[0] == "trio"
@@ -348,7 +379,7 @@ def adapt(stream: trio.abc.Stream) -> StreamWire | SocketWire:
 
 
 def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
-    """The socket that a stream, or the TLS on it, goes over; None where there is none."""
+    """Return the socket under a stream, also under TLS, or None if there is none."""
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
         stream = beneath
     return stream.socket if isinstance(stream, trio.SocketStream) else None
@@ -356,24 +387,28 @@ def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | 
 
 @contextlib.contextmanager
 def _ending_tcp(sock: trio.socket.SocketType | None) -> Iterator[None]:
-    """Shut ``sock`` down at the end of a block that closes it."""
+    """Shut down the connection of ``sock`` after a block that closes ``sock``.
+
+    Closing is not enough: TCP goes on while another process has the same socket.
+    """
     try:
         twin = None if sock is None else sock.dup()
-    except (OSError, AttributeError):  # no descriptor is left, or the socket has none
+    except (OSError, AttributeError):  # The socket is closed, or is not a real one.
         twin = None
     try:
         yield
     finally:
         if twin is not None:
-            with contextlib.suppress(OSError):  # the connection has ended already
+            with contextlib.suppress(OSError):  # The connection may have ended already.
                 twin.shutdown(socket.SHUT_RDWR)
             twin.close()
 
 
 def _acknowledges(sock: trio.socket.SocketType) -> bool:
-    """Whether the peer's TCP acknowledges what it gets, a closed window among it; Linux tells.
+    """Return whether the peer's TCP acknowledges what it receives, also while its window is closed.
 
-    That one segment, or one question about the window, is not answered yet means nothing.
+    A single segment, or a single window probe, that has no answer yet means nothing. Only Linux tells
+    this; elsewhere the result is False.
     """
     if sys.platform != "linux":
         return False
@@ -386,7 +421,10 @@ def _acknowledges(sock: trio.socket.SocketType) -> bool:
 
 
 def _has_hung_up(sock: trio.socket.SocketType) -> bool:
-    """Whether the peer's end of TCP has arrived, before or behind other bytes; Linux tells."""
+    """Return whether the peer's end of TCP has arrived, maybe after bytes that were not read yet.
+
+    Only Linux tells this; elsewhere the result is False.
+    """
     if not hasattr(select, "POLLRDHUP") or sock.fileno() < 0:
         return False
     poll = select.poll()

@@ -1,10 +1,14 @@
-"""WebSocket URLs (RFC 6455, section 3): taken apart, and checked.
+"""Parsing and checking WebSocket URLs (RFC 6455, section 3).
 
-The name of a host goes to three places, which want it in three ways: DNS (as it is, with a dot at
-its end and an IPv6 zone), the Host header (no zone: RFC 6874), and TLS (no zone, no dot:
-RFC 6066, 3). Internationalized names become ASCII by IDNA 2008 with UTS 46, before any of them.
+The name of a host is used in three places, and each needs another form of it:
 
-No error text here repeats more than scheme, host and port: the rest may hold secrets.
+- DNS gets the name as it is. It may end with a dot, and an IPv6 address may have a zone.
+- The Host header gets it without the zone (RFC 6874).
+- TLS gets it without the zone and without the dot at the end (RFC 6066, 3).
+
+Before that, an internationalized name is turned into ASCII (IDNA 2008 with UTS 46).
+
+The error texts quote only scheme, host and port of a URL. Its other parts may contain secrets.
 """
 
 from __future__ import annotations
@@ -23,14 +27,16 @@ _PORTS: Final = {"ws": 80, "wss": 443, "http": 80, "https": 443}
 
 
 class Url(NamedTuple):
-    """A WebSocket URL, taken apart.
+    """The parts of a WebSocket URL.
 
     Attributes:
-      is_secure (bool): whether it is ``wss``.
-      host (str), port (int): where to connect to. ASCII; with a zone, or a dot at the end.
-      authority (str): for the Host header: the port is named only if it is not the scheme's.
-      server_name (str): for TLS.
-      resource (str): path and query.
+      is_secure (bool): whether the scheme is ``wss``.
+      host (str): the host to connect to, in ASCII. It may have a zone, or a dot at the end.
+      port (int): the port to connect to.
+      authority (str): the value of the Host header. It has the port only if that is not the default
+          port of the scheme.
+      server_name (str): the name of the host for TLS.
+      resource (str): path and query, as in the request.
     """
 
     is_secure: bool
@@ -42,11 +48,11 @@ class Url(NamedTuple):
 
 
 def parse_url(url: object) -> Url:
-    """Take a ``ws`` or ``wss`` URL apart.
+    """Return the parts of a ``ws`` or ``wss`` URL.
 
     Raises:
-      ValueError: it is none. The text says what is wrong with it.
-      TypeError: it is no str.
+      ValueError: ``url`` is no valid WebSocket URL. The text says what is wrong with it.
+      TypeError: ``url`` is no str.
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not a {type(url).__name__}")
@@ -58,7 +64,7 @@ def parse_url(url: object) -> Url:
     if "@" in authority:
         raise ValueError(
             "url must have no user and password; "
-            "send an Authorization header by extra_headers in their place"
+            "use an Authorization header in extra_headers instead"
         )
     about = f"{scheme}://{authority}"[:300]
     for character in url:
@@ -78,15 +84,19 @@ def parse_url(url: object) -> Url:
 
 
 def split_authority(scheme: str, authority: str) -> tuple[str, int]:
-    """Host, in ASCII, and port of a URL's authority, which has no user.
+    """Return the host, in ASCII, and the port of a URL's authority.
+
+    Args:
+      scheme (str): the scheme of the URL. Its default port is used if the authority has no port.
+      authority (str): host and port of the URL, without a user.
 
     Raises:
-      ValueError: it has none.
+      ValueError: the host or the port is missing or not valid.
     """
     about = f"{scheme}://{authority}"[:300]
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
-        raise ValueError(f"url must have a host, and perhaps :port behind it: {about!r}")
+        raise ValueError(f"url must have a host, or a host and a port (host:port): {about!r}")
     host, digits = match.groups()
     if not host:
         raise ValueError(f"url must have a host: {about!r}")
@@ -105,7 +115,10 @@ def _name_of(character: str) -> str:
 
 
 def _check_address(address: str, about: str) -> str:
-    """An IPv6 address, and ``%`` and its zone, if it has one. In a URL it is ``%25`` (RFC 6874)."""
+    """Return an IPv6 address, followed by ``%`` and its zone if there is one.
+
+    In a URL the zone is separated by ``%25`` (RFC 6874).
+    """
     bare, percent, zone = address.partition("%")
     if zone.startswith("25") and len(zone) > 2:
         zone = zone[2:]
@@ -114,19 +127,19 @@ def _check_address(address: str, about: str) -> str:
     except (OSError, ValueError):
         raise ValueError(f"url must have an IPv6 address in its brackets: {about!r}") from None
     if percent and not re.fullmatch(r"[-.~_0-9A-Za-z]+", zone):
-        raise ValueError(f"url must have the name of an interface behind %25: {about!r}")
+        raise ValueError(f"url must have the name of an interface after %25: {about!r}")
     return bare + percent + zone
 
 
 def _check_name(name: str, about: str) -> str:
-    """The name of a host, or an IPv4 address, in ASCII (RFC 5890, UTS 46)."""
+    """Return the name of a host, or an IPv4 address, in ASCII (RFC 5890, UTS 46)."""
     if not name.isascii():
-        import idna  # most names do not need it
+        import idna  # Imported here, because most programs do not need it.
 
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except idna.IDNAError as error:
-            raise ValueError(f"url must have a host that is a name: {about!r}: {error}") from error
+            raise ValueError(f"url must have a valid host name: {about!r}: {error}") from error
     name = name.lower()
     bare = name.removesuffix(".")
     if len(bare) > _MAX_NAME:
@@ -137,5 +150,5 @@ def _check_name(name: str, about: str) -> str:
                 f"url must have a host with at most 63 characters between its dots: {about!r}"
             )
         if not _LABEL.fullmatch(label):
-            raise ValueError(f"url must have a host that is a name: {about!r}")
+            raise ValueError(f"url must have a valid host name: {about!r}")
     return name

@@ -53,8 +53,11 @@ class ByteStream(anyio.abc.ByteStream):
     The typed attributes are those of `WsAttribute`. If the transport has addresses, there are the
     addresses and ports of `anyio.abc.SocketAttribute` too.
 
-    Args and attributes:
+    Args:
       stream (WsByteStream): the stream to wrap.
+
+    Attributes:
+      stream (WsByteStream): the wrapped stream.
     """
 
     def __init__(self, stream: WsByteStream) -> None:
