@@ -210,16 +210,16 @@ async def test_a_certificate_of_another_host_is_a_handshake_error() -> None:
         ("ws://host:0/", "port from 1 to 65535: 'ws://host:0'"),
         ("ws://host:65536/", "port from 1 to 65535"),
         ("ws://host:99999999999999999999/", "port from 1 to 65535"),
-        ("ws://host:http/", "perhaps :port behind it"),
-        ("ws://host:-1/", "perhaps :port behind it"),
-        ("ws://a:b:c/", "perhaps :port behind it"),
-        ("ws://[::1]x/", re.escape("perhaps :port behind it: 'ws://[::1]x'")),
-        ("ws://[::1/", "perhaps :port behind it"),
+        ("ws://host:http/", r"a host and a port \(host:port\)"),
+        ("ws://host:-1/", r"a host and a port \(host:port\)"),
+        ("ws://a:b:c/", r"a host and a port \(host:port\)"),
+        ("ws://[::1]x/", re.escape("a host and a port (host:port): 'ws://[::1]x'")),
+        ("ws://[::1/", r"a host and a port \(host:port\)"),
         ("ws://[::g]/", "an IPv6 address in its brackets"),
         ("ws://[]/", "an IPv6 address in its brackets"),
         ("ws://[127.0.0.1]/", "an IPv6 address in its brackets"),
         ("ws://[fe80::1%]/", "interface"),
-        ("ws://[fe80::1%25]x/", "perhaps :port behind it"),
+        ("ws://[fe80::1%25]x/", r"a host and a port \(host:port\)"),
         ("ws://exa mple/", "no space in it: 'ws://exa mple'"),
         ("ws://host/a path", "no space in it"),
         (" ws://host/", "begin with ws://"),
@@ -495,7 +495,7 @@ async def test_tcp_goes_to_the_host_and_port_of_the_url(
     ],
 )
 async def test_a_wrong_option_is_refused_where_it_is_given(option: str, value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"{option} must be .*, not {value!r}"):
+    with pytest.raises((TypeError, ValueError), match=f"{option} must be .*, not .*{value!r}"):
         async with open_ws_stream("ws://localhost", **{option: value}):
             raise AssertionError("it was opened")
 

@@ -23,7 +23,9 @@ from trio_websocket import ConnectionTimeout, HandshakeError
 from trio_wsstream import ProxyRejected, WsByteStream, open_ws_stream, serve_ws
 from trio_wsstream._proxy import Proxy, find_proxy, open_through_proxy
 
-from .pairs import AUTHORITY, CLIENT_TLS, SERVER_TLS, background, receive_head, reset
+from .support.handshakes import receive_head
+from .support.tasks import background
+from .support.transports import AUTHORITY, SERVER_TLS, reset, tls_for
 
 Handle = Callable[[trio.abc.HalfCloseableStream], Awaitable[None]]
 
@@ -212,7 +214,7 @@ async def assert_echoes(url: str, proxy: str | None, **options: Any) -> None:
     data = bytes(range(256)) * 1000
     with trio.fail_after(30):
         async with (
-            open_ws_stream(url, CLIENT_TLS, proxy=proxy, **options) as stream,
+            open_ws_stream(url, tls_for(url), proxy=proxy, **options) as stream,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(stream.send_all, data)
@@ -226,7 +228,7 @@ async def failure(proxy: str, url: str = "ws://server.example:8000/", **options:
     """What the connection fails with, and soon."""
     with trio.fail_after(30):
         try:
-            async with open_ws_stream(url, CLIENT_TLS, proxy=proxy, **options):
+            async with open_ws_stream(url, tls_for(url), proxy=proxy, **options):
                 raise AssertionError("it was opened")
         except HandshakeError as error:
             return error

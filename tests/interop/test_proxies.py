@@ -23,8 +23,9 @@ from trio_websocket import HandshakeError
 
 from trio_wsstream import ProxyRejected, StreamClosed, WsByteStream, open_ws_stream, serve_ws
 
-from ..pairs import AUTHORITY, CLIENT_TLS, background
-from ..programs import LIMIT, Program, free_port, running
+from ..support.programs import LIMIT, Program, free_port, running
+from ..support.tasks import background
+from ..support.transports import AUTHORITY, tls_for
 from .peer import need_program
 
 NAME: Final = "inside.invalid"  # only squid knows it: for 127.0.0.1
@@ -202,7 +203,7 @@ async def assert_echoes(url: str, proxy: str) -> None:
     """Bytes pass both ways at once, then a half-close, and a clean end."""
     with trio.fail_after(LIMIT):
         async with (
-            open_ws_stream(url, CLIENT_TLS, proxy=proxy) as stream,
+            open_ws_stream(url, tls_for(url), proxy=proxy) as stream,
             trio.open_nursery() as nursery,
         ):
 
@@ -217,7 +218,7 @@ async def assert_echoes(url: str, proxy: str) -> None:
 
 async def rejection(url: str, proxy: str) -> ProxyRejected:
     with trio.fail_after(LIMIT), pytest.raises(ProxyRejected) as rejected:
-        async with open_ws_stream(url, CLIENT_TLS, proxy=proxy):
+        async with open_ws_stream(url, tls_for(url), proxy=proxy):
             raise AssertionError("it was opened")
     assert PASSWORD not in str(rejected.value)
     assert proxy.rpartition("//")[2].rpartition("@")[2] in str(rejected.value)
