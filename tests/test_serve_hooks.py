@@ -491,7 +491,7 @@ async def test_a_bad_option_closes_the_listeners_that_were_given(tmp_path: Path)
         ({"port": 0, "listeners": [MemoryListener()]}, "not both"),
         ({"host": "a", "listeners": [MemoryListener()]}, "not both"),
         ({"listeners": []}, "must not be empty"),
-        ({"listeners": MemoryListener()}, r"must be several.*\[listener\]"),
+        ({"listeners": MemoryListener()}, r"must be an iterable.*\[listener\]"),
         ({"listeners": [5]}, "not 5; .*SocketListener"),
         ({"port": 0, "on_error": 5}, "on_error.*5"),
         ({"port": 0, "on_refused": echo}, "on_refused must be a plain function"),

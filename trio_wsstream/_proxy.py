@@ -1,18 +1,19 @@
 """Connecting through a proxy: HTTP CONNECT (RFC 9110, 9.3.6) or SOCKS5 (RFC 1928 and 1929).
 
-`find_proxy` decides which proxy is used, if any, from the ``proxy=`` of `open_ws_stream` and the
-environment. `open_through_proxy` connects to the proxy, asks it for a tunnel, and returns a stream
-of which each byte comes from the server. TLS with the server then goes through that stream, so that
-the proxy sees the server's name and port and nothing else.
+Theory of operation. `find_proxy` decides which proxy is used, if any. It looks at the ``proxy=`` of
+`open_ws_stream` and at the environment. `open_through_proxy` connects to the proxy, asks it for a
+tunnel, and returns a stream that carries only bytes of the server. TLS with the server then runs
+inside this stream, so that the proxy learns the server's name and port and nothing else.
 
-*The answer to a CONNECT is a head with no body.* Whatever follows the head of a 2xx belongs to the
-tunnel, and a Content-Length or Transfer-Encoding in it means nothing. The body of a refusal is an
-error page for people: the status and its reason phrase say the same, so it is never read, however
-long it is. Here a head is therefore cut off at its blank line and freed of both headers, and only
-then h11 parses it.
+*The response to a CONNECT has no body.* The bytes after the head of a 2xx response belong to the
+tunnel, even if the head has a Content-Length or a Transfer-Encoding. The body of a refusal is an
+error page for people. The status and its reason phrase say the same, so the body is never read,
+however long it is. This module therefore cuts the head off at its blank line and removes these two
+headers before h11 parses it.
 
-*Credentials* stand in a `Proxy` only, whose ``repr`` leaves them out. No error quotes the proxy's
-URL: not even a part of it, since a password with a stray "/" in it looks like a host and a port.
+*Credentials* are stored in a `Proxy` only, and the ``repr`` of a `Proxy` leaves them out. No error
+quotes the proxy's URL, not even a part of it: a password with a "/" that is not percent-encoded
+makes a part of the password look like a host and a port.
 """
 
 from __future__ import annotations
@@ -35,35 +36,37 @@ from ._errors import ProxyRejected
 
 _logger = logging.getLogger(__name__)
 
-# "socks" is what desktops put into all_proxy. They mean any SOCKS proxy, and resolve no names.
+# Desktops put "socks://" URLs into all_proxy. They mean SOCKS of any version, and that the proxy
+# resolves the names.
 _PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks": 1080}
 
-# Which variables are asked for a proxy, first to last: those with these names and "_proxy".
-# macOS and Windows have no variables, but a setting for SOCKS.
+# The environment variables that may name a proxy, in the order in which they are asked. "_proxy" is
+# appended to each name. "socks" is no variable but a setting of macOS and Windows.
 _VARIABLES: Final = {"ws": ("ws", "http", "all", "socks"), "wss": ("wss", "https", "all", "socks")}
 
-_ADDRESS: Final = re.compile(  # an IPv6 address in brackets or a name; and a port
+_ADDRESS: Final = re.compile(  # an IPv6 address in brackets, or a name; and maybe a port
     r"(?:\[([0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|([^\[\]:%\\]+))(?::([0-9]{0,5}))?"
 )
 
-_THEIR_PLACE: Final = "the proxy's URL, as in http://user:password@host:port"
+_CREDENTIALS_PLACE: Final = "the proxy's URL, as in http://user:password@host:port"
 
 _MAX_HEAD: Final = 65536  # bytes
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
-_FRAMING: Final = re.compile(  # the headers that would announce a body, folded or not
+_FRAMING: Final = re.compile(  # the headers that announce a body, also if they are folded
     rb"^(?:content-length|transfer-encoding)[ \t]*:.*\n(?:[ \t].*\n)*", re.IGNORECASE | re.MULTILINE
 )
 
 
 @attrs.frozen
 class Proxy:
-    """A proxy.
+    """A proxy server.
 
     Args:
-      scheme (str): one of `_PORTS`.
-      host (str): a name or an address, in ASCII.
-      port (int): its port.
-      user, password (str): empty if there are none.
+      scheme (str): one of the keys of `_PORTS`.
+      host (str): the proxy's name or address, in ASCII.
+      port (int): the proxy's port.
+      user (str): the user to log in as, or an empty string.
+      password (str): the user's password, or an empty string.
     """
 
     scheme: str
@@ -74,7 +77,7 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        """Host and port, for messages."""
+        """Host and port of the proxy, for messages."""
         return _authority(self.host, self.port)
 
     @property
@@ -86,16 +89,17 @@ class Proxy:
 
 
 def find_proxy(proxy: str | None, scheme: str, host: str, port: int) -> Proxy | None:
-    """The proxy to use, or None to connect without one.
+    """Return the proxy to use, or None to connect without a proxy.
 
     Args:
-      proxy (str or None): as of `open_ws_stream`.
-      scheme (str): "ws" or "wss".
-      host (str), port (int): the server's.
+      proxy (str or None): the argument of `open_ws_stream`.
+      scheme (str): the scheme of the server's URL, "ws" or "wss".
+      host (str): the server's host.
+      port (int): the server's port.
 
     Raises:
-      ValueError: ``proxy``, or the environment's proxy, is no URL of a proxy.
-      TypeError: ``proxy`` is no str. It may hold a password, and so the error does not show it.
+      ValueError: ``proxy``, or the proxy in the environment, is not the URL of a proxy.
+      TypeError: ``proxy`` is no str. The error does not show it, because it may hold a password.
     """
     if proxy is None:
         return None
@@ -107,27 +111,29 @@ def find_proxy(proxy: str | None, scheme: str, host: str, port: int) -> Proxy | 
 
 
 def _from_environment(scheme: str, host: str, port: int) -> Proxy | None:
-    # Imported here as it brings in much that only this needs.
+    # Imported here, because urllib.request imports many modules that nothing else needs.
     from urllib.request import getproxies, proxy_bypass
 
-    # no_proxy may name a host, or a host and a port; an IPv6 address with brackets or without.
+    # An entry of no_proxy may be a host or a host and a port, and an IPv6 address may be without
+    # brackets.
     name = host.rstrip(".")
     if proxy_bypass(name) or proxy_bypass(_authority(name, port)):
         return None
     proxies = getproxies()
     for variable in _VARIABLES[scheme]:
         if url := proxies.get(variable):
-            if variable == "socks":  # macOS has "http://" here
+            if variable == "socks":  # macOS gives a URL with "http://".
                 url = "socks://" + url.rpartition("://")[2]
             return _parse(url, f"{variable}_proxy in the environment")
     return None
 
 
 def _parse(url: str, what: str) -> Proxy:
-    """
+    """Parse the URL of a proxy.
+
     Args:
-      url: of the proxy. A host and a port with no scheme are those of an HTTP proxy.
-      what: where it comes from, for the errors.
+      url (str): the URL. A host and a port without a scheme are those of an HTTP proxy.
+      what (str): what the errors call the URL.
     """
     url = url.strip()
     if re.search(r"[\x00-\x20\x7f]", url):
@@ -197,16 +203,16 @@ def _authority(host: str, port: int) -> str:
 
 
 async def open_through_proxy(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
-    """A stream to ``host`` and ``port`` through ``proxy``.
+    """Connect to ``host`` and ``port`` through ``proxy``, and return the stream.
 
-    It takes as long as the proxy does: the caller has a timeout.
+    There is no timeout, so the caller must set one.
 
     Raises:
-      ProxyRejected: the proxy refused.
-      trio_websocket.HandshakeError: the proxy could not be reached, or did not answer as it should.
-      ImportError: it is a SOCKS proxy, and python-socks is not installed.
+      ProxyRejected: the proxy has refused to connect.
+      trio_websocket.HandshakeError: the proxy cannot be reached, or its answer is not valid.
+      ImportError: this is a SOCKS proxy, and python-socks is not installed.
     """
-    host = _to_ascii(host.partition("%")[0])  # a zone means something on this machine only
+    host = _to_ascii(host.partition("%")[0])  # A zone has a meaning on this machine only.
     _logger.debug("connecting to %s through the proxy %s", _authority(host, port), proxy.address)
     if proxy.scheme in ("http", "https"):
         return await _open_http(proxy, _authority(host, port))
@@ -233,20 +239,27 @@ async def _open_http(proxy: Proxy, target: str) -> trio.abc.Stream:
 
 
 async def _start_tls(proxy: Proxy, transport: trio.abc.Stream) -> trio.abc.Stream:
-    """With Python's default settings: those for the server are not the proxy's business."""
+    """Start TLS with the proxy.
+
+    It uses Python's default settings and not the caller's ``ssl_context``. That is for the server,
+    and may have a client certificate or trust a private authority.
+    """
     context = ssl.create_default_context()
     try:
         tls = trio.SSLStream(
             transport, context, server_hostname=proxy.host.rstrip("."), https_compatible=True
         )
         await tls.do_handshake()
-    except (trio.BrokenResourceError, ValueError) as error:  # ValueError: of the host's name
+    except (
+        trio.BrokenResourceError,
+        ValueError,
+    ) as error:  # ValueError: the host's name is not valid
         raise HandshakeError(f"no TLS with the proxy {proxy.address}: {_why(error)}") from error
     return tls
 
 
 async def _ask_for_tunnel(proxy: Proxy, transport: trio.abc.Stream, target: str) -> bytes:
-    """Send a CONNECT and wait until it is granted; return what came after the answer's head."""
+    """Send a CONNECT, wait until it is granted, and return the bytes after the response's head."""
     headers = [("Host", target), ("User-Agent", "trio-wsstream")]
     if proxy.has_credentials:
         credentials = base64.b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
@@ -261,12 +274,12 @@ async def _ask_for_tunnel(proxy: Proxy, transport: trio.abc.Stream, target: str)
         http.receive_data(await _receive_head(proxy, transport, received))
         try:
             response = http.next_event()
-        except h11.RemoteProtocolError:  # which quotes what it does not like, secrets or not
+        except h11.RemoteProtocolError:  # It may quote secrets, so it is not the cause.
             raise HandshakeError(
                 f"the proxy {proxy.address} answered with a head that is not valid HTTP"
             ) from None
         if isinstance(response, h11.Response):
-            break  # else it is an interim response (RFC 9110, 15.2)
+            break  # Anything else is an interim response (RFC 9110, 15.2).
     if response.status_code >= 300:
         raise ProxyRejected(
             proxy.address, target, response.status_code, _why_refused(proxy, response)
@@ -275,10 +288,11 @@ async def _ask_for_tunnel(proxy: Proxy, transport: trio.abc.Stream, target: str)
 
 
 async def _receive_head(proxy: Proxy, transport: trio.abc.Stream, received: bytearray) -> bytes:
-    """Take the head of a response out of ``received``, without the headers that frame a body.
+    """Return the head of a response, without the headers that announce a body.
 
     Args:
-      received: what has been read and not been used. It is filled from ``transport``.
+      received (bytearray): bytes that were read and not used yet. More are read from ``transport``
+          and appended, and the head is removed.
     """
     searched = 0
     while True:
@@ -306,7 +320,7 @@ async def _receive_head(proxy: Proxy, transport: trio.abc.Stream, received: byte
 
 def _why_refused(proxy: Proxy, response: h11.Response) -> str:
     reason = response.reason.decode("ascii", "replace")[:200]
-    if response.status_code not in (401, 407):  # 401: tinyproxy, of a wrong password
+    if response.status_code not in (401, 407):  # tinyproxy sends 401 for a wrong password.
         return reason
     challenges = b", ".join(
         value for name, value in response.headers if name == b"proxy-authenticate"
@@ -316,7 +330,7 @@ def _why_refused(proxy: Proxy, response: h11.Response) -> str:
     elif proxy.has_credentials:
         hint = "it does not accept the user and password in the proxy's URL"
     else:
-        hint = f"it needs a user and a password: put them into {_THEIR_PLACE}"
+        hint = f"it needs a user and a password: put them into {_CREDENTIALS_PLACE}"
     return f"{reason}; {hint}"
 
 
@@ -343,15 +357,16 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
     except ProxyError as error:
         reason = str(error)
         if error.error_code is None and not proxy.has_credentials:
-            reason += f"; if it needs a user and a password, put them into {_THEIR_PLACE}"
+            reason += f"; if it needs a user and a password, put them into {_CREDENTIALS_PLACE}"
         raise ProxyRejected(proxy.address, _authority(host, port), None, reason) from error
-    except OSError as error:  # "socks5" resolves names here
+    except OSError as error:  # With "socks5", this machine resolves the name.
         raise HandshakeError(
-            f"{host} is not known here: {_why(error)}; socks5h asks the proxy"
+            f"{host} is not known on this machine: {_why(error)}; "
+            "with socks5h:// the proxy resolves the name"
         ) from error
     except trio.BrokenResourceError as error:
         raise _broken(proxy, error) from error
-    except ValueError as error:  # its answer cannot be decoded
+    except ValueError as error:  # The proxy's answer cannot be decoded.
         raise HandshakeError(f"the proxy {proxy.address} does not speak SOCKS5") from error
     return stream.trio_stream
 
@@ -365,7 +380,7 @@ def _broken(proxy: Proxy, error: trio.BrokenResourceError) -> HandshakeError:
 
 
 def _why(error: BaseException) -> str:
-    """What an error of Trio stands for: the operating system's reason, or several."""
+    """Return in words why an operation of Trio failed, as the operating system says it."""
     cause = error.__cause__ or error
     causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
     reasons = [getattr(each, "strerror", None) or str(each) for each in causes]
@@ -373,7 +388,7 @@ def _why(error: BaseException) -> str:
 
 
 class _AfterHead(trio.abc.ReceiveStream):
-    """The bytes that came together with the proxy's answer, and then those that come after them."""
+    """Receives the bytes that came together with the proxy's response, and then the transport's."""
 
     def __init__(self, rest: bytes, transport: trio.abc.Stream) -> None:
         self._rest = rest

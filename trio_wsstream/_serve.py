@@ -1,20 +1,20 @@
-"""Servers: a listener whose streams have gone through the opening handshake, and `serve_ws`.
+"""Servers: `WsListener`, whose streams have finished the opening handshake, and `serve_ws`.
 
-Theory of operation. `WsListener.accept` accepts transports, and starts a task for the opening
-handshake on each of them (`_pending`). One that succeeds puts its stream into `_opened`, and
-calls `accept` back from what it waits for to return it. While nobody is in `accept`, no transport
-is accepted either, as with TCP, so all of this is bounded.
+Theory of operation. `WsListener.accept` accepts transports and starts a task for the opening
+handshake of each of them (`_pending`). A task whose handshake succeeds appends its stream to
+`_opened` and wakes `accept`, which returns the stream. While no task is in `accept`, no transport
+is accepted either, as with TCP. So there is a bound on everything that the listener holds.
 
-A burst must slow the server down, and silent clients must not keep others out. So while
-`max_pending` handshakes are under way, further clients wait in the kernel's backlog. The oldest
-handshake is dropped for one of them, but only when it has had a fair time (`_patience`): twice
-what handshakes take at present, and two seconds at the least. A server that is short of processor
-time, or whose clients are far away, thus waits for longer, and drops nobody who is nearly done;
-a client that says nothing goes after two seconds.
+*A burst of clients must only slow the server down, and silent clients must not keep others out.* So
+while `max_pending` handshakes are under way, further clients wait in the kernel's backlog. The
+oldest handshake is dropped for one of them, but only after it has had a fair time (`_patience`).
+That is two seconds, or twice the time that handshakes take at present if that is longer. A server
+that is short of processor time, or whose clients are far away, therefore waits longer and does not
+drop clients that are almost done. A client that sends nothing is dropped after two seconds.
 
-A client that is refused gets an HTTP response; then our side of the transport is closed and what
-still comes is dropped for a moment, so that no reset overtakes the response. Whatever happens in
-a handshake stays in its task.
+*A refused client* gets an HTTP response. Then this side of the transport is closed, and for a
+moment the listener drops what the client still sends. Without that, the kernel would send a reset,
+which may overtake the response. No exception of a handshake leaves the task of that handshake.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ RefusedHook = Callable[[Endpoint | str, int | None, str], object]
 Handler = Callable[[WsByteStream], Awaitable[object]]
 ErrorHook = Callable[[WsByteStream, Exception], object]
 
-_LINGER: Final = 2.0  # seconds, for a client that was refused to read why and to hang up
-_FAIR_TIME: Final = 2.0  # seconds that an opening handshake has, however many others wait
+_LINGER: Final = 2.0  # seconds that a refused client has to read the response and to hang up
+_FAIR_TIME: Final = 2.0  # seconds that an opening handshake has, however many clients wait
 _MAX_PENDING: Final = 1024
 _MAX_HEADER_SIZE: Final = 16384  # bytes
 _OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -66,23 +66,36 @@ _logger = logging.getLogger(__name__)
 
 @attrs.define(eq=False)
 class _Pending:
-    """An opening handshake that is under way, and what is known of its client."""
+    """An opening handshake that is under way.
+
+    Attributes:
+      remote (Endpoint or str): the client's address.
+      began_at (float): when the handshake began, by Trio's clock.
+      scope (trio.CancelScope): the scope that the handshake runs in.
+      why (str): the reason why the handshake was dropped, if the scope is cancelled.
+      has_answer (bool): whether a response was sent.
+      path (str or None): the path of the request, without the query, once it is known.
+      origin (str or None): the Origin header of the request, once it is known.
+    """
 
     remote: Endpoint | str
     began_at: float
     scope: trio.CancelScope
     why: str
-    """The reason, once the scope is cancelled."""
     has_answer: bool = False
     path: str | None = None
     origin: str | None = None
 
     def drop(self, why: str) -> None:
+        """Cancel the handshake. The log and ``on_refused`` will say ``why``."""
         self.why = why
         self.scope.cancel()
 
-    def look_at(self, target: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep what the log tells of a request: no query, no user, and no header but Origin."""
+    def note_request(self, target: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep the parts of a request that the log may show.
+
+        These are the path without the query and the Origin header. The rest may hold secrets.
+        """
         with contextlib.suppress(ValueError):
             self.path = _path_of(target)
         origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
@@ -94,58 +107,65 @@ class _Pending:
 
 
 class WsListener(trio.abc.Listener[WsByteStream]):
-    """A `trio.abc.Listener` of `WsByteStream`, over one of any transport: TCP, TLS, Unix sockets.
+    """A `trio.abc.Listener` of `WsByteStream`, over a listener of any transport.
 
-    With it `trio.serve_listeners` serves a handler of Trio streams over WebSockets. Trio drops the
-    stream when a handler returns, with no word to the peer; a handler that wants to close it well
-    does its work in ``async with stream:``, as over TLS.
+    The transport may be TCP, TLS or a Unix socket, for example. With this class,
+    `trio.serve_listeners` serves a handler that was written for Trio streams over WebSockets. Trio
+    drops the stream when a handler returns, and does not tell the peer. A handler that wants to
+    close the stream properly does its work in ``async with stream:``, as over TLS.
 
-    Opening handshakes run side by side. A client that is silent, slow or no WebSocket client
-    delays nobody, and never makes `accept` raise. One that is refused gets an HTTP response: 400
-    if its request is no opening handshake (RFC 6455, 4.2.1), 426 for another version, 403 for its
-    origin, 404 for its path, 431 for headers that are too long, or what ``accept`` says.
+    Opening handshakes run concurrently. A client that is silent or slow, or that is no WebSocket
+    client, does not delay other clients and never makes `accept` raise an exception. A client that
+    is refused gets an HTTP response. Its status is 400 if the request is no opening handshake
+    (RFC 6455, 4.2.1), 426 for another version of the protocol, 403 for a wrong origin, 404 for a
+    wrong path, 431 for headers that are too long, or the status that ``accept`` has chosen.
 
     Args:
-      transport_listener (trio.abc.Listener): whose streams are taken.
-      nursery (trio.Nursery): for the opening handshakes, and for the streams' tasks. Its
-          cancellation drops all of them.
-      subprotocols (iterable of str): the server's, best first. The first that the client
-          offers is chosen; if there is none, the connection has none (RFC 6455, 4.2.2).
-      allowed_origins (iterable of str or None): the values of the Origin header that are
-          admitted, as browsers send them (RFC 6454, 6.2: ``"https://example.com"``); None among
-          them admits clients that send none, which are no browsers. None admits all: then any
-          web page may have its visitors' browsers connect here, with their cookies (cross-site
+      transport_listener (trio.abc.Listener): accepts the transports.
+      nursery (trio.Nursery): runs the opening handshakes and the tasks of the streams. Cancelling
+          it drops all of them.
+      subprotocols (iterable of str): the subprotocols of the server, best first. The first one that
+          the client offers is chosen. If the client offers none of them, the connection has no
+          subprotocol (RFC 6455, 4.2.2).
+      allowed_origins (iterable of str or None): the values of the Origin header that are admitted,
+          written as browsers send them (RFC 6454, 6.2: ``"https://example.com"``). If None is among
+          them, clients without an Origin header are admitted; these are no browsers. If
+          ``allowed_origins`` itself is None, every client is admitted. Then any web page can make
+          the browsers of its visitors connect to this server with their cookies (cross-site
           WebSocket hijacking; RFC 6455, 10.2).
-      path (str or None): the only path that is served, percent-encoded; None: all are. The query
-          is not compared.
-      connect_timeout (float): seconds for an opening handshake, TLS included.
-      max_pending (int): how many opening handshakes may be under way. While that many are,
-          further clients wait in the kernel's backlog, and the oldest handshake is dropped for
-          one of them when it has taken 2 seconds, and twice as long as others do at present.
-      max_header_size (int): bytes that a request may have, without a body (431; RFC 6585, 5).
+      path (str or None): the only path that is served, percent-encoded. None: every path is. The
+          query of a request is not compared.
+      connect_timeout (float): seconds that an opening handshake may take, with TLS.
+      max_pending (int): how many opening handshakes may be under way. While there are so many,
+          further clients wait in the kernel's backlog. The oldest handshake is dropped for one of
+          them once it has taken 2 seconds and twice as long as others take at present.
+      max_header_size (int): bytes. A request with a longer head is refused with 431 (RFC 6585, 5).
       config (StreamConfig): the settings of the streams.
-      accept: an async function that is called with the `WsRequest` (a
-          `trio_websocket.WebSocketRequest`) that is about to be accepted. It returns headers
-          (tuples of bytes) for the response, or None. It refuses by raising
-          `trio_websocket.ConnectionRejected` with a status, headers and a body. Any other
-          exception is logged, and refuses with 500. What it leaves in ``request.state`` is
-          there as ``stream.state``.
-      http: an async function that is called with method, path (with the query) and headers of a
-          request that is no opening handshake: a load balancer's health check, say. It returns
-          status, headers and body of the response, or None to refuse the request as usual.
-      on_refused: a function, not async, that is called with ``(remote, status, reason)`` for each
-          client that was refused or whose opening handshake failed: its address as in
-          ``stream.remote``, the status of the response (None if there was none), and the reason
-          in words. What it raises is logged and goes no further.
+      accept (async function or None): called with the `WsRequest`, a kind of
+          `trio_websocket.WebSocketRequest`, that is about to be accepted. It returns headers
+          (tuples of bytes) for the response, or None. To refuse the client, it raises
+          `trio_websocket.ConnectionRejected` with a status, headers and a body. Any other exception
+          is logged, and the client is refused with 500. What it stores in ``request.state`` becomes
+          ``stream.state``.
+      http (async function or None): called with the method, the path (with the query) and the
+          headers of a request that is no opening handshake, such as a load balancer's health check.
+          It returns the status, headers and body of the response, or None to refuse the request
+          as usual.
+      on_refused (function or None): called with ``(remote, status, reason)`` for each client that
+          was refused or whose opening handshake failed. ``remote`` is the client's address as in
+          ``stream.remote``, ``status`` is the status of the response or None if there was none, and
+          ``reason`` tells why in words. It is no async function. Exceptions that it raises are
+          logged and have no other effect.
 
     Raises:
-      ValueError, TypeError: an argument is none of these. An origin or a path that no client
-          can send is a ValueError.
+      TypeError: an argument has the wrong type.
+      ValueError: an argument has a value that is not allowed. An origin or a path that no client
+          can send is not allowed either.
 
     Attributes:
       transport_listener (trio.abc.Listener): as given.
-      addresses (tuple): what ``getsockname()`` says of the socket beneath, through TLS or not:
-          for TCP ``(host, port)``, with two more items for IPv6. Empty where there is no socket.
+      addresses (tuple): the ``getsockname()`` of the listening socket, under TLS or not. For TCP
+          this is ``(host, port)``, with two more items for IPv6. It is empty if there is no socket.
     """
 
     def __init__(
@@ -186,7 +206,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         self._opened: collections.deque[WsByteStream] = collections.deque()
         self._is_closed = False
         self._is_accepting = False
-        self._accepting = trio.CancelScope()  # of what accept waits for
+        self._accepting = trio.CancelScope()  # Cancelling it wakes a task in `accept`.
 
     def __repr__(self) -> str:
         where = ", ".join(map(str, self.addresses)) or repr(self.transport_listener)
@@ -195,27 +215,26 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
     @property
     def port(self) -> int:
-        """The TCP port that the kernel has chosen, or that was asked for.
+        """The TCP port that is listened on: the one that was asked for or that the kernel chose.
 
         Raises:
-          RuntimeError: there is no TCP socket beneath.
+          RuntimeError: the listener has no TCP socket.
         """
         for address in self.addresses:
             if isinstance(address, tuple) and isinstance(address[0], str):
                 return int(address[1])
-        raise RuntimeError(f"a listener that is not on TCP has no port: {self!r}")
+        raise RuntimeError(f"this listener does not listen on TCP, so it has no port: {self!r}")
 
     async def accept(self) -> WsByteStream:
-        """Wait for a client that has finished its opening handshake. First come, first served.
+        """Wait for a client that has finished its opening handshake, and return its stream.
 
-        A client's opening handshake begins only while a task is in here.
+        The streams are returned in the order in which their handshakes finish. The handshake of a
+        client begins only while a task is in this method. If it is cancelled, no client is lost.
 
         Raises:
           trio.ClosedResourceError: the listener is closed.
           trio.BusyResourceError: another task is in `accept`.
-          OSError: from the transport's ``accept``. `trio.serve_listeners` knows what to do.
-
-        Cancelled, it loses no client.
+          OSError: from the ``accept`` of the transport listener. `trio.serve_listeners` handles it.
         """
         if self._is_accepting:
             raise trio.BusyResourceError("another task is accepting on this listener")
@@ -235,14 +254,14 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             self._is_accepting = False
 
     async def aclose(self) -> None:
-        """Close ``transport_listener``, and drop every client that `accept` has not returned."""
+        """Close ``transport_listener``, and drop the clients that `accept` has not returned."""
         self._is_closed = True
         for pending in self._pending:
             pending.drop("the listener was closed")
         try:
             await self.transport_listener.aclose()
         finally:
-            with trio.CancelScope(shield=True):  # that does not wait
+            with trio.CancelScope(shield=True):  # Closing forcefully does not wait.
                 while self._opened:
                     await trio.aclose_forcefully(self._opened.popleft())
 
@@ -250,7 +269,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         try:
             return await self.transport_listener.accept()
         except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:  # as good as max_pending, then
+            if error.errno in _OUT_OF_RESOURCES:  # as if max_pending were reached
                 overdue_since = trio.current_time() - self._patience()
                 for pending in list(self._pending):
                     if pending.began_at <= overdue_since:
@@ -264,15 +283,18 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         return next(iter(self._pending))
 
     async def _wait_for_room(self) -> None:
-        """Wait until the oldest handshake has had a fair time, and may be dropped for another.
+        """Wait until the oldest handshake has had a fair time and may be dropped for a new client.
 
-        When one ends before that, `accept` is called back from here, and looks again.
+        If a handshake ends before that, this wait is cancelled, and `accept` checks for room again.
         """
         await trio.sleep_until(self._oldest().began_at + self._patience())
-        for _ in range(2):  # what has come in the meantime is looked at before
+        # If the event loop was held up, the handshake may have ended in the meantime. Its task runs
+        # during these checkpoints.
+        for _ in range(2):
             await trio.lowlevel.checkpoint()
 
     def _patience(self) -> float:
+        """Return how many seconds a handshake may take while other clients wait for its place."""
         usual = sorted(self._took)[len(self._took) // 2] if self._took else 0.0
         return max(_FAIR_TIME, 2 * usual)
 
@@ -290,15 +312,15 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         )
         try:
             self._nursery.start_soon(self._open, transport, pending)
-        except RuntimeError:  # the nursery has ended
+        except RuntimeError:  # The nursery has ended.
             await trio.aclose_forcefully(transport)
             raise
         self._pending[pending] = None
-        if self._is_closed:  # while this one was accepted
+        if self._is_closed:  # aclose was called while this transport was accepted.
             pending.drop("the listener was closed")
 
     async def _open(self, transport: trio.abc.Stream, pending: _Pending) -> None:
-        """One client's opening handshake. Raises nothing but `trio.Cancelled`."""
+        """Do one client's opening handshake. No exception but `trio.Cancelled` leaves this."""
         stream: WsByteStream | None = None
         try:
             try:
@@ -320,7 +342,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         elif pending.scope.cancelled_caught and not pending.has_answer:
             self._tell_refused(pending, None, pending.why)
         if self._opened or len(self._pending) == self._max_pending - 1:
-            self._accepting.cancel()  # it waits for either of these
+            self._accepting.cancel()  # It may be waiting for a stream or for room.
 
     async def _shake_hands(
         self, transport: trio.abc.Stream, pending: _Pending
@@ -339,10 +361,11 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             self._note_answer(pending)
             if not isinstance(rejection, HttpAnswered):
                 self._tell_refused(pending, rejection.status_code, reason_of(rejection))
-            await _linger(transport)
+            await _lingering_close(transport)
             return None
         self._note_answer(pending)
-        await trio.lowlevel.checkpoint_if_cancelled()  # meanwhile, and nobody would take it
+        # The timeout may have expired; then nobody would own the stream.
+        await trio.lowlevel.checkpoint_if_cancelled()
         stream = WsByteStream(connection, self._nursery, self._config)
         stream.handshake_headers = tuple(request.headers)
         stream.state = request.state
@@ -364,13 +387,13 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     async def _answer(
         self, pending: _Pending, method: str, path: str, headers: Headers
     ) -> tuple[int, Iterable[tuple[bytes, bytes]], bytes] | None:
-        pending.look_at(path, headers)
+        pending.note_request(path, headers)
         return None if self._http is None else await self._http(method, path, headers)
 
     async def _judge(
         self, pending: _Pending, request: WsRequest
     ) -> tuple[str | None, Iterable[tuple[bytes, bytes]]]:
-        pending.look_at(request.path, request.headers)
+        pending.note_request(request.path, request.headers)
         try:
             path = _path_of(request.path)
         except ValueError as error:
@@ -393,19 +416,26 @@ class WsListener(trio.abc.Listener[WsByteStream]):
 
 
 def _path_of(target: str) -> str:
-    """Raises ValueError for a target that is no path and no URL (RFC 9112, 3.2)."""
+    """Return the path of a request's target, without its query (RFC 9112, 3.2).
+
+    Raises:
+      ValueError: the target is neither a path nor the URL of a WebSocket.
+    """
     if "#" in target:
         raise ValueError(f"{target!r} has a fragment")
     if target.startswith("/"):
         return target.partition("?")[0]
-    url = urlsplit(target)  # is allowed, too (RFC 6455, 4.2.1)
+    url = urlsplit(target)  # A whole URL is allowed too (RFC 6455, 4.2.1).
     if url.scheme not in ("http", "https", "ws", "wss") or not url.hostname:
         raise ValueError(f"{target!r} is no URL of a WebSocket")
     return url.path or "/"
 
 
-async def _linger(transport: trio.abc.Stream) -> None:
-    """Let the response to a client that was refused arrive."""
+async def _lingering_close(transport: trio.abc.Stream) -> None:
+    """Close the transport of a refused client so that the response arrives.
+
+    Closing it while bytes are unread would reset TCP, and the client might lose the response.
+    """
     with trio.move_on_after(_LINGER):
         if isinstance(transport, trio.abc.HalfCloseableStream):
             await transport.send_eof()
@@ -415,7 +445,7 @@ async def _linger(transport: trio.abc.Stream) -> None:
 
 
 def _addresses(listener: Any) -> tuple[Any, ...]:
-    """Of the socket beneath a listener, or beneath one that lies beneath that."""
+    """Return the address of a listener's socket in a tuple, also under TLS, or an empty tuple."""
     while not hasattr(listener, "socket") and hasattr(listener, "transport_listener"):
         listener = listener.transport_listener
     sock = getattr(listener, "socket", None)
@@ -453,7 +483,10 @@ def _checked_origins(origins: Iterable[str | None] | None) -> frozenset[str | No
 
 
 def _check_origin(origin: str) -> None:
-    """Whether it is as clients write origins (RFC 6454, 6.2); no other would ever match."""
+    """Raise an error for an origin that no client would send (RFC 6454, 6.2).
+
+    Clients write origins in one form only. An origin in another form would never match.
+    """
     if not isinstance(origin, str):
         raise TypeError(f"allowed_origins must be strings or None, not {origin!r}")
     scheme = origin.partition(":")[0]
@@ -509,41 +542,45 @@ async def serve_ws(
 ) -> NoReturn:
     """Serve ``handler`` over WebSockets on TCP, as `trio.serve_tcp` does over TCP.
 
-    ``handler(stream)`` runs in a task for each client. When it returns, the stream is closed;
-    when it raises an `Exception`, it is closed with 1011.
+    ``handler(stream)`` runs in a task for each client. When it returns, the stream is closed with
+    1000. When it raises an `Exception`, the stream is closed with 1011.
 
-    What becomes of that exception: if it is the end of the stream itself, a
-    `trio.BrokenResourceError` that this stream has raised, it is logged at INFO, and nobody else
-    notices. So a handler need not catch what its own client does. Any other exception is passed
-    to ``on_error``. Without ``on_error`` it ends the server, as with `trio.serve_tcp`, because an
-    error that nobody has thought of should not pass silently.
+    An exception of the handler is treated in one of two ways. If it is a
+    `trio.BrokenResourceError` that this stream has raised, the client or the network has ended the
+    stream. Then the exception is logged at INFO and has no other effect, so that handlers need not
+    catch what their own clients do. Any other exception is passed to ``on_error``. Without
+    ``on_error`` it ends the server, as in `trio.serve_tcp`, because unexpected errors should not
+    pass silently.
 
-    Cancelled, it stops accepting, and drops the streams too, unless ``handler_nursery`` is
-    another one's: their handlers and streams go on there.
+    If it is cancelled, it stops accepting and drops the streams. But if ``handler_nursery`` is
+    given, the handlers and their streams continue in that nursery.
 
     Args:
-      handler: an async function that is called with a `WsByteStream`.
-      host (str, bytes or None), port (int): as of `trio.serve_tcp`. None: all interfaces.
-      ssl_context (ssl.SSLContext or None): to serve ``wss``; None: ``ws``.
-      listeners (iterable of trio.abc.Listener): in place of host and port, what to serve on:
-          sockets that systemd or a parent process has opened, Unix sockets, memory. They are
-          closed when `serve_ws` ends. With ``ssl_context`` there will be TLS on each.
-      on_error: a function, not async, that is called with ``(stream, exception)`` when the
-          handler of a stream has raised, and the stream is closed. What it raises itself ends
-          the server. Its exception has its traceback: ``logger.error("...", exc_info=exception)``.
-      handler_nursery (trio.Nursery or None): for the handlers and streams.
-      task_status: for ``nursery.start``, which gives the list of `WsListener`.
+      handler (async function): called with the `WsByteStream` of each client.
+      host (str, bytes or None): the interface, as in `trio.serve_tcp`. None: all interfaces.
+      port (int): the TCP port. 0: the kernel chooses a free one.
+      ssl_context (ssl.SSLContext or None): TLS settings for ``wss://``. None: ``ws://``.
+      listeners (iterable of trio.abc.Listener): what to serve on, in place of host and port:
+          sockets that systemd or a parent process has opened, Unix sockets, or memory. They are
+          closed when `serve_ws` ends. With ``ssl_context``, TLS is put on each of them.
+      on_error (function or None): called with ``(stream, exception)`` after the handler of a stream
+          has raised an exception and the stream has been closed. It is no async function. An
+          exception that it raises itself ends the server. The exception that it is called with has
+          its traceback: ``logger.error("...", exc_info=exception)``.
+      handler_nursery (trio.Nursery or None): runs the handlers and the tasks of the streams.
+      task_status: for ``nursery.start``, which then returns the list of `WsListener`.
 
-      The others: as of `WsListener`.
+    The other arguments are those of `WsListener`.
 
     Raises:
-      OSError: host and port cannot be listened on.
-      ValueError, TypeError: an argument is none of these.
+      OSError: it is not possible to listen on host and port.
+      TypeError: an argument has the wrong type.
+      ValueError: an argument has a value that is not allowed.
     """
     check_several("subprotocols", subprotocols)
     check_several("allowed_origins", allowed_origins)
     options: dict[str, Any] = {
-        "subprotocols": tuple(subprotocols),  # an iterator can be read only once
+        "subprotocols": tuple(subprotocols),  # An iterator can be read only once.
         "allowed_origins": None if allowed_origins is None else tuple(allowed_origins),
         "path": path,
         "connect_timeout": connect_timeout,
@@ -598,7 +635,7 @@ async def _open_listeners(
             raise TypeError("serve_ws takes either host and port or listeners, not both")
         opened = _checked_listeners(listeners, is_secure=ssl_context is not None)
     elif port is None:
-        raise TypeError("serve_ws needs host and port (0: any free one), or listeners=[...]")
+        raise TypeError("serve_ws needs a port (0: any free one), or listeners=[...]")
     else:
         opened = [*await trio.open_tcp_listeners(port, host=host)]
     if ssl_context is None:
@@ -610,18 +647,24 @@ def _checked_listeners(
     listeners: Iterable[trio.abc.Listener[trio.abc.Stream]], *, is_secure: bool
 ) -> list[trio.abc.Listener[trio.abc.Stream]]:
     if isinstance(listeners, trio.abc.Listener):
-        raise TypeError(f"listeners must be several, not the single {listeners!r}: [listener]")
+        raise TypeError(
+            f"listeners must be an iterable, not the single {listeners!r}: use [listener]"
+        )
     checked = list(listeners)
     if not checked:
         raise ValueError("listeners must not be empty: there would be nothing to serve on")
     for listener in checked:
         if isinstance(listener, WsListener):
-            raise TypeError(f"serve_ws makes WsListeners of listeners, and got one: {listener!r}")
+            raise TypeError(
+                f"listeners must not be WsListeners, which serve_ws makes itself: {listener!r}"
+            )
         if is_secure and isinstance(listener, trio.SSLListener):
-            raise ValueError(f"ssl_context must be None where a listener has TLS: {listener!r}")
+            raise ValueError(
+                f"ssl_context must be None if a listener has TLS already: {listener!r}"
+            )
         if not isinstance(listener, trio.abc.Listener):
             raise TypeError(
-                f"listeners must be trio.abc.Listeners, not {listener!r}; a listening socket "
-                "becomes one by trio.SocketListener(trio.socket.from_stdlib_socket(sock))"
+                f"listeners must be trio.abc.Listeners, not {listener!r}; for a listening socket "
+                "use trio.SocketListener(trio.socket.from_stdlib_socket(sock))"
             )
     return checked

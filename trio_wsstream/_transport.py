@@ -407,8 +407,8 @@ def _ending_tcp(sock: trio.socket.SocketType | None) -> Iterator[None]:
 def _acknowledges(sock: trio.socket.SocketType) -> bool:
     """Return whether the peer's TCP acknowledges what it receives, also while its window is closed.
 
-    A single segment, or a single window probe, that has no answer yet means nothing. Only Linux tells
-    this; elsewhere the result is False.
+    A single segment, or a single window probe, that has no answer yet means nothing. Only Linux
+    tells this; elsewhere the result is False.
     """
     if sys.platform != "linux":
         return False

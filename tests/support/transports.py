@@ -125,8 +125,3 @@ class Gate:
     def open(self) -> None:
         assert self.sender is not None
         self.sender.gate.set()
-
-
-def tls_for(url: str) -> ssl.SSLContext | None:
-    """Return the TLS settings of a client for ``url``: None for ``ws://``, which has no TLS."""
-    return CLIENT_TLS if url.startswith("wss://") else None
