@@ -171,6 +171,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def newest(session: nox.Session) -> None:
+    """Run the tests with the newest release of everything."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", ".[test]")
+    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
+
+
+@nox.session
 def guard(session: nox.Session) -> None:
     """Test each supported trio-websocket and wsproto, and the lowest versions of everything."""
     session.install(".[test]")

@@ -240,9 +240,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def command_lines() -> list[str]:
-    """Those in the code blocks of the pages on the command, without what they are examples for."""
+    """Return those in the code blocks of the README and of the pages on the command."""
     lines = []
-    for page in (DOCS / "command.rst", *sorted(DOCS.glob("tunnel-*.rst"))):
+    for page in (
+        DOCS.parent / "README.rst",
+        DOCS / "command.rst",
+        *sorted(DOCS.glob("tunnel-*.rst")),
+    ):
         text = page.read_text().replace("\\\n", " ")
         lines += re.findall(
             r"^    (?:.*[ /])?trio-wsstream ((?:serve|listen|check|connect) .*)$", text, re.M

@@ -1,17 +1,17 @@
-"""Real peers, each a subprocess of its own, on real sockets, in the roles that it has.
+"""Tests with other WebSocket programs at the other end, on real sockets.
 
-A peer is a program in ``peers/``. It is started with two arguments, the PEM files of a certificate
-(with its key) for localhost and of the authority that issued it. On its standard output it speaks
-JSON, one object a line:
+Such a program is a *peer*. It lives in ``peers/`` and runs as a subprocess, as server, as client or
+as both. Its two arguments are PEM files: a certificate for localhost with its key, and the
+authority that issued it. It writes JSON to its standard output, one object a line:
 
-- First ``{"version": ...}``, with the ``port`` and ``tls_port`` of its servers if it has that role.
-- It connects as a client to each URL that comes as a line on its standard input.
-- At every connection's end an object with the ``id`` from the URL's query and what it saw: ``code``
-  and ``reason`` of the end, ``received`` and ``sent`` (bytes), ``received_sha256`` and
-  ``sent_sha256``, ``subprotocol``, ``late`` (see below).
+- First it writes ``{"version": ...}``, with ``port`` and ``tls_port`` if it has servers.
+- At the end of every connection it writes what it saw: ``id`` from the URL's query, ``code`` and
+  ``reason`` of the end, ``received`` and ``sent`` (bytes), ``received_sha256``, ``sent_sha256``,
+  ``subprotocol``, and ``late`` (see below).
 
-It ends when its standard input does. What it does with a connection, the URL's path says, in both
-roles; its query has the arguments:
+If it can be a client, it connects to each URL that comes as a line on its standard input. It ends
+when its standard input ends. The path of a URL says what the peer does with the connection, as
+server and as client, and the query has the arguments:
 
 ==================================  ================================================================
 ``/echo``                           sends back each message
@@ -29,9 +29,9 @@ roles; its query has the arguments:
 ``/abort``                          drops TCP upon the first message
 ==================================  ================================================================
 
-A peer's program may know more behaviours, which the comment at its top tells. A library may have no
-means for some of these; `Checks.cannot` names them.
+A peer may know more behaviours; then the comment at the top of its program lists them. A library
+may be unable to do some of those above; then `Checks.cannot` names them.
 
-A server knows the subprotocol ``bytes``; a client offers those that ``subprotocols=a,b`` in the
-query names.
+A server knows the subprotocol ``bytes``. A client offers the subprotocols that ``subprotocols=a,b``
+in the query names.
 """

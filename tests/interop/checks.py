@@ -1,4 +1,4 @@
-"""What is the same with every peer. A peer's tests inherit it, and tell its peculiarities."""
+"""The tests that every peer must pass. A peer's test class inherits them and sets its traits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sha256(data: bytes) -> str:
 
 
 async def greet(stream: WsByteStream) -> None:
-    """Wait until the program of an ``/echo`` runs: some start none if a Close came before."""
+    """Wait until the peer's ``/echo`` runs. Some peers never start it if a Close comes first."""
     await stream.send_all(b"hello")
     assert await stream.receive_some() == b"hello"
 
@@ -63,7 +63,7 @@ async def echo_odd_sizes(stream: WsByteStream, far: trio.abc.Stream) -> None:
 
 
 async def prompt(stream: WsByteStream) -> None:
-    """Send the message upon which the peer ends the connection, perhaps before we have returned."""
+    """Send the message that makes the peer end the connection, which may break this send."""
     try:
         await stream.send_all(b"end it")
     except trio.BrokenResourceError:
@@ -71,14 +71,14 @@ async def prompt(stream: WsByteStream) -> None:
 
 
 def closed_with(code: int, reason: str) -> StreamClosed:
-    """The end of a stream whose peer has sent this Close, and we ours."""
+    """Return how a stream ends when the peer has sent this Close and we have sent ours."""
     error = None if code in (1000, 1005) else AbnormalClosure(code, reason)
     return StreamClosed(code, reason, clean=True, error=error)
 
 
 @attrs.frozen
 class HalfClose:
-    """What becomes of a half-close of ours; the table in ``docs/peers.rst`` tells the same.
+    """What a peer does when we half-close. The table in ``docs/peers.rst`` says the same.
 
     Attributes:
       late: the exception with which the peer's library refuses to send after it, or ``"sent"``.
@@ -90,41 +90,41 @@ class HalfClose:
 
 
 class Checks:
-    """Tests of a peer, each in all of its ``roles``."""
+    """Tests of a peer. Each test runs in all ``roles`` of the peer."""
 
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
     half_close: ClassVar[HalfClose]
-    cannot: ClassVar[frozenset[str]] = frozenset()  # behaviours that its library has no means for
-    answers_while_paused: ClassVar[bool]  # pings, although its program reads nothing
-    ending: ClassVar = closed_with(1000, "")  # when its ``/send`` is through
-    abrupt_code: ClassVar[int | None] = 1006  # that the peer reports when TCP ends without a Close
-    ping_payload: ClassVar[bytes] = b"payload"  # of its Pings
+    cannot: ClassVar[frozenset[str]] = frozenset()  # behaviours that its library is unable to do
+    answers_while_paused: ClassVar[bool]  # whether it answers pings while its program does not read
+    ending: ClassVar = closed_with(1000, "")  # how the stream ends after ``/send``
+    abrupt_code: ClassVar[int | None] = 1006  # the code that it reports if TCP ends without a Close
+    ping_payload: ClassVar[bytes] = b"payload"  # the payload of its Pings
 
     @staticmethod
     def command() -> Sequence[str | Path]:
-        """To start the peer with; skips if it is not installed."""
+        """Return the command that starts the peer. The test is skipped if it is not installed."""
         raise NotImplementedError
 
     def answer(self, code: int, reason: str) -> tuple[int, str]:
-        """The Close with which it answers ours; RFC 6455 (5.5.1) suggests the same code."""
+        """Return the Close with which the peer answers ours (RFC 6455, 5.5.1: the same code)."""
         return self.close(code, reason)
 
     def check_end(self, stream: WsByteStream, code: int, reason: str) -> None:
-        """How a stream ends that we have closed."""
+        """Return how a stream ends that we have closed."""
         closed = stream.closed
         assert closed is not None
         assert (closed.code, closed.reason, closed.clean) == (*self.answer(code, reason), True)
 
     def close(self, code: int, reason: str) -> tuple[int, str]:
-        """The Close that it sends when told to."""
+        """Return the Close that the peer sends when it is told to close."""
         return code, reason
 
     def told(self, code: int, reason: str) -> tuple[int, str | None]:
-        """What the peer's program is told of our Close."""
+        """Return what the peer's program sees of our Close."""
         return code, reason
 
     def told_of_our_answer(self, code: int, reason: str) -> tuple[int, str | None]:
-        """What it is told when it has closed itself, and we have answered."""
+        """Return what the peer's program sees when it has closed and we have answered."""
         return code, reason
 
     def need(self, behaviour: str) -> None:
@@ -276,7 +276,7 @@ class Checks:
         assert report.received_sha256 == sha256(b"pause" + data)
 
     async def test_pings_while_its_program_reads_nothing(self, meet: Meet) -> None:
-        """Some libraries answer them, others only when their program reads on."""
+        """Some libraries answer pings at once, others only when their program reads again."""
         pause = 2.0
         async with meet("/receive", pause=pause) as met:
             await met.stream.send_all(b"pause")
@@ -292,7 +292,7 @@ class Checks:
             await met.stream.receive_some()
             await met.stream.aclose(1000, "enough")
             report = await met.report()
-        assert report.late  # an exception: its program knows that not all has arrived
+        assert report.late  # An exception tells its program that not all data has arrived.
         assert (report.code, report.reason) == self.told(1000, "enough")
         self.check_end(met.stream, 1000, "enough")
 
@@ -306,6 +306,8 @@ class Checks:
             report = await met.report()
         assert report.received_sha256 == sha256(data)
         assert (report.code, report.reason) == self.told(1000, "half-close")
-        assert met.stream.half_close_honoured is False  # the peer has no words for it
+        assert (
+            met.stream.half_close_honoured is False
+        )  # The peer cannot say that it defers its answer.
         assert HalfClose(report.late, received) == self.half_close
         assert met.stream.closed == closed_with(*self.answer(1000, "half-close"))

@@ -1,4 +1,4 @@
-"""A peer's process, and meetings with it: a connection between it and a stream of ours."""
+"""A peer's process, and connections between it and a stream of ours."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from ..support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 from .build import BUILDS
 
 HERE = Path(__file__).parent
-LIMIT = 20  # seconds that a meeting may take: a bound against hanging
+LIMIT = 20  # seconds; a connection that takes longer hangs
 
 
 # What must be installed
 
 
 def missing(what: str, install: str) -> NoReturn:
-    """Skip, or fail where all peers must be there (``TRIO_WSSTREAM_ALL_PEERS=1``, as in CI)."""
+    """Skip the test, or fail it if ``TRIO_WSSTREAM_ALL_PEERS=1`` is set, as in CI."""
     message = f"no {what}: {install}"
     if os.environ.get("TRIO_WSSTREAM_ALL_PEERS") == "1":
         pytest.fail(message, pytrace=False)
@@ -44,18 +44,18 @@ def missing(what: str, install: str) -> NoReturn:
 
 
 def need_module(name: str) -> None:
-    """A Python module."""
+    """Skip the test unless a Python module is installed."""
     try:
         found = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # of the package that it is in
+    except ModuleNotFoundError:  # Not even the package of the module is installed.
         found = None
     if found is None:
         missing(name, "pip install '.[interop]'")
 
 
 def need_program(name: str, package: str | None = None) -> str:
-    """A program, from the Debian package of that name or of another; its path."""
-    # Debian keeps servers where only root has its path.
+    """Return the path of a program. ``package`` is its Debian package, if the name differs."""
+    # Debian installs servers into folders that only the search path of root has.
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
         missing(name, f"apt-get install {package or name}")
@@ -63,7 +63,7 @@ def need_program(name: str, package: str | None = None) -> str:
 
 
 def need_node(package: str) -> str:
-    """Node, and a package from ``package.json`` here; the path of Node."""
+    """Return the path of Node, after checking that a package of ``package.json`` is installed."""
     node = need_program("node", "nodejs npm")
     if not (HERE / "node_modules" / package).exists():
         missing(f"Node package {package}", "npm install, in tests/interop")
@@ -71,19 +71,19 @@ def need_node(package: str) -> str:
 
 
 def python_peer(script: str, *modules: str) -> list[str]:
-    """The command of a peer in Python that needs ``modules``."""
+    """Return the command of a peer in Python that needs ``modules``."""
     for module in modules:
         need_module(module)
     return [sys.executable, str(HERE / "peers" / script)]
 
 
 def node_peer(script: str, package: str) -> list[str]:
-    """The command of a peer in Node that needs ``package``."""
+    """Return the command of a peer in Node that needs ``package``."""
     return [need_node(package), str(HERE / "peers" / script)]
 
 
 def built_peer(language: str, program: str) -> list[str | Path]:
-    """The command of a peer that `tests.interop.build` builds, or of a program beside it."""
+    """Return the command of a program that `tests.interop.build` builds, or of one beside it."""
     build = BUILDS[language]
     if tool := build.missing_tool():
         missing(tool[0], f"install {tool[1]}, then nox -s interop")
@@ -97,7 +97,7 @@ def built_peer(language: str, program: str) -> list[str | Path]:
 
 
 def certificate_pem() -> bytes:
-    """A new certificate for localhost, with its key as PKCS 8, which Java wants."""
+    """Return a new certificate for localhost, with its key in the form PKCS 8 for Java."""
     certificate = AUTHORITY.issue_cert("localhost", "127.0.0.1")
     key = serialization.load_pem_private_key(certificate.private_key_pem.bytes(), None)
     pem = key.private_bytes(
@@ -109,11 +109,11 @@ def certificate_pem() -> bytes:
 
 
 class Peer:
-    """A peer's process; what it writes to stderr is shown when a test fails, as pytest captures it.
+    """A peer's process. pytest shows what it writes to stderr when a test fails.
 
     Args:
-      command: to start it with, without the arguments that every peer takes.
-      folder: for the PEM files that it is given.
+      command: the command that starts it, without the arguments that every peer takes.
+      folder: the folder for the PEM files that it is given.
     """
 
     def __init__(self, command: Sequence[str | Path], folder: Path) -> None:
@@ -148,7 +148,7 @@ class Peer:
 
     def __exit__(self, *error: object) -> None:
         self._process.kill()
-        with self._process:  # waits for it, and closes the pipes
+        with self._process:  # This waits for the process and closes the pipes.
             pass
 
     async def _report(self, number: int) -> SimpleNamespace:
@@ -175,12 +175,12 @@ class Peer:
         config: StreamConfig = StreamConfig(),
         **query: object,
     ) -> AsyncGenerator[Meeting, None]:
-        """A connection with the peer, which is ``"server"`` or ``"client"`` in it.
+        """Connect to the peer, in its role ``"server"`` or ``"client"``, and yield the connection.
 
         Args:
-          path: what the peer is to do, with ``query``.
-          subprotocols: that the client offers.
-          config: of our stream.
+          path: what the peer does, together with ``query``.
+          subprotocols: the subprotocols that the client offers.
+          config: the settings of our stream.
         """
         number = next(self._ids)
         if role == "client" and subprotocols:
@@ -216,7 +216,7 @@ class Meeting:
         self._number = number
 
     async def report(self) -> Any:
-        """What the peer saw, once the connection has ended for it."""
+        """Wait until the connection has ended for the peer, and return what the peer saw."""
         return await self._peer._report(self._number)
 
 
@@ -224,7 +224,7 @@ class Meeting:
 async def serve_streams(
     ssl_context: ssl.SSLContext | None = None, config: StreamConfig = StreamConfig()
 ) -> AsyncGenerator[tuple[int, trio.MemoryReceiveChannel[WsByteStream]], None]:
-    """A server of ours on loopback; its port, and the streams of those who come."""
+    """Run a server of ours on loopback, and yield its port and a channel of its streams."""
     send, receive = trio.open_memory_channel[WsByteStream](0)
     listener: Any
 
