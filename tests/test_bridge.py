@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from trio_wsstream import (
     AbnormalClosure,
@@ -411,3 +412,15 @@ async def test_a_stream_that_is_in_use_is_refused_and_both_are_closed(which: int
         assert near.socket.fileno() == -1
         assert server.closed is not None
         await trio.aclose_forcefully(far)
+
+
+async def test_a_side_that_pauses_for_hours_is_not_given_up(autojump_clock: MockClock) -> None:
+    """Neither by the bridge that has it, nor by the one at the other end of the WebSocket."""
+    async with background() as nursery:
+        there, here = await stream_pair(nursery, "lockstep", TUNNEL)
+        sending, paused = trio.testing.memory_stream_pair(), trio.testing.lockstep_stream_pair()
+        for ws, local in ((there, sending[0]), (here, paused[0])):
+            nursery.start_soon(bridge, ws, local)
+        nursery.start_soon(send_and_end, sending[1])
+        await trio.sleep(10_000)
+        assert await receive_all(paused[1]) == DATA

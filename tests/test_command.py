@@ -388,6 +388,50 @@ async def test_a_client_sends_the_token_in_its_file(tokens: Path, tmp_path: Path
         assert await ask(client, b"hello") == b"hello"
 
 
+async def test_sighup_has_a_client_read_its_token_again(
+    tokens: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = trio.Path(tmp_path / "mine")
+    await mine.write_text("not-known\n")
+    async with (
+        echo() as address,
+        running("serve", "0", address, f"--token-file={tokens}") as serving,
+        running("listen", "0", serving.url, f"--token-file={mine}") as listening,
+    ):
+        async with await trio.open_tcp_stream("127.0.0.1", listening.port) as client:
+            with pytest.raises(trio.BrokenResourceError):
+                await receive_all(client)
+        assert "it does not know this token" in caplog.text
+        await mine.write_text("secret-of-alice\n")
+        signal.raise_signal(signal.SIGHUP)
+        await said(caplog, "have been read again")
+        async with await trio.open_tcp_stream("127.0.0.1", listening.port) as client:
+            assert await ask(client, b"hello") == b"hello"
+
+
+async def test_listen_finishes_opening_what_it_has_accepted_before_sigterm() -> None:
+    may_answer = trio.Event()
+
+    async def accept(_: object) -> None:
+        await may_answer.wait()
+
+    async def answer(stream: WsByteStream) -> None:
+        await stream.send_all((await receive_all(stream))[::-1])
+
+    async with background() as nursery:
+        (far,) = await nursery.start(partial(serve_ws, answer, "127.0.0.1", 0, accept=accept))
+        async with (
+            running("listen", "0", f"ws://127.0.0.1:{far.port}/") as listening,
+            await trio.open_tcp_stream("127.0.0.1", listening.port) as client,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(signal.SIGTERM)
+            await trio.testing.wait_all_tasks_blocked()
+            may_answer.set()
+            assert await ask(client, b"abc") == b"cba"
+            assert await listening.wait() == 0
+
+
 async def test_sighup_reads_the_tokens_again_and_keeps_them_if_they_are_wrong(
     tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

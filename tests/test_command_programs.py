@@ -274,6 +274,7 @@ async def test_check_tells_each_step() -> None:
         assert report["url"] == url
         assert [step["name"] for step in report["steps"]] == steps[:-1]
         assert all(step["ok"] for step in report["steps"])
+        assert report["steps"][-1]["facts"] == {"is_ws_byte_stream": True}
 
 
 async def test_check_tells_whose_certificate_it_is_and_how_long_it_lasts(tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
         for url, step, words in (
             ("ws://nowhere.invalid/", "name", "cannot be resolved"),
             ("ws://127.0.0.1:1/", "tcp", "is the server running, and is the port right?"),
-            (f"ws://127.0.0.1:{port}/", "status", "without a response"),
+            (f"ws://127.0.0.1:{port}/", "status", ""),
             (f"wss://127.0.0.1:{port}/", "tls", ""),
         ):
             done = await run("check", url, code=3)

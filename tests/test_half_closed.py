@@ -114,7 +114,7 @@ async def test_a_peer_that_has_not_said_the_word_and_is_silent_is_given_up(
 
 
 @SIDES
-async def test_the_word_is_acknowledged_with_a_heartbeat_and_pings_are_answered_from_then_on(
+async def test_pings_are_answered_once_the_peer_has_said_the_word(
     client: bool, autojump_clock: MockClock
 ) -> None:
     async with half_closed(client=client) as (stream, peer, wire):
@@ -128,7 +128,6 @@ async def test_the_word_is_acknowledged_with_a_heartbeat_and_pings_are_answered_
         await trio.sleep(1)
         assert wire == [
             (0, *EOF_OF_OURS),
-            (0.05, *BEAT),
             (0.05, PONG, b"answered"),
             (1, PONG, b"this, too"),
         ]
@@ -143,18 +142,21 @@ async def test_heartbeats_and_pings_go_to_a_peer_that_has_said_the_word(
             await trio.sleep(10)
             await peer.send(BINARY, b"a piece of the answer")
         await trio.sleep(24)
-        beats = [(0.05, *BEAT), (20.05, *BEAT), (40.05, *BEAT), (60.05, *BEAT)]
+        beats = [(20, *BEAT), (40, *BEAT), (60, *BEAT)]
         assert wire == [(0, *EOF_OF_OURS), *beats, (70, PING, b"?")]
         await trio.sleep(2)
         assert wire[-1] == (75, -1, b"")
 
 
-async def test_the_word_counts_once(autojump_clock: MockClock) -> None:
+async def test_nothing_answers_the_word_as_it_could_reset_tcp_behind_a_proxy(
+    autojump_clock: MockClock,
+) -> None:
+    """A proxy, or a server, that has passed all on may close TCP before it has read the rest."""
     async with half_closed() as (_, peer, wire):
         for _ in range(3):
             await peer.send(*WORD)
         await trio.sleep(1)
-        assert wire == [(0, *EOF_OF_OURS), (0.05, *BEAT)]
+        assert wire == [(0, *EOF_OF_OURS)]
 
 
 async def test_the_word_means_nothing_after_the_peers_close(autojump_clock: MockClock) -> None:
@@ -195,7 +197,7 @@ async def test_after_the_peers_answer_nothing_more_is_sent(autojump_clock: MockC
         with pytest.raises(trio.ClosedResourceError):
             await stream.ping()
         await trio.sleep(5)
-        assert wire == [(0, *EOF_OF_OURS), (0.05, *BEAT)]
+        assert wire == [(0, *EOF_OF_OURS)]
 
 
 async def test_ping_is_refused_until_the_peer_has_said_the_word(autojump_clock: MockClock) -> None:

@@ -379,12 +379,15 @@ class Protocol:
             self.unread.add([payload])
 
     def _note_deferral(self) -> None:
-        """The peer says that it defers its answer to our half-close: tell it that we listen."""
+        """The peer says that it defers its answer to our half-close.
+
+        It is not told at once that we listen. When its answer is done it may close TCP, or a proxy
+        may for it; a frame of ours that comes then resets TCP, and what we have not read is lost.
+        """
         if not self.peer_defers_answer:
             self.peer_defers_answer = True
             if self.close_sent is not None:
                 _logger.debug("%s: the peer honours the half-close", self._name)
-                self._owe_pong(HEARTBEAT)
 
     def _handle_text(self, payload: bytes, ends_message: bool) -> None:
         self._text += payload

@@ -427,7 +427,7 @@ async def test_websocat_connects() -> None:
         port = free_port()
         command = [websocat(), "-v", "--binary", f"tcp-l:127.0.0.1:{port}", url]
         async with (
-            running(command, "Listening|serving"),
+            running(command, ("127.0.0.1", port)),
             await trio.open_tcp_stream("127.0.0.1", port) as client,
         ):
             assert await ask(client) == DATA

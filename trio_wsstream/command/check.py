@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from trio_wsstream import CloseReceived, WsByteStream
+from trio_wsstream import CloseReceived, PongReceived, WsByteStream
 
 from . import client
 from .connections import describe
@@ -210,22 +210,24 @@ async def _check_stream(options: argparse.Namespace, report: Report, ws: WsByteS
         step.detail = f"round trip {1000 * seconds:.1f} ms"
         step.facts = {"round_trip": seconds}
     with report.step("half-close", is_timed=False) as step:
-        is_held = await _holds_half_close(ws)
+        is_honoured = await _honours_half_close(ws)
         step.detail = (
-            "the other end holds its Close back: it is a WsByteStream"
-            if is_held
-            else "the other end closes at once: no WsByteStream, or one with nothing left to send"
+            "the other end is a WsByteStream, and goes on sending after our half-close"
+            if is_honoured
+            else "the other end is no WsByteStream: it may not go on sending after our half-close"
         )
-        step.facts = {"is_held": is_held}
+        step.facts = {"is_ws_byte_stream": is_honoured}
 
 
-async def _holds_half_close(ws: WsByteStream) -> bool:
-    with ws.subscribe(kinds=CloseReceived) as events:
+async def _honours_half_close(ws: WsByteStream) -> bool:
+    """A WsByteStream says so with a Pong; others close, or are silent."""
+    with ws.subscribe(kinds=(PongReceived, CloseReceived)) as events:
         await ws.send_eof()
         with trio.move_on_after(_HOLDS):
             async for _ in events:
-                return False
-    return True
+                if ws.half_close_honoured is not None:
+                    break
+    return ws.half_close_honoured is True
 
 
 async def _resolve(host: str, port: int) -> list[str]:

@@ -116,7 +116,7 @@ class Connections:
         self._counters = counters or Counters(1)
         self._worker = worker
         self._numbers = itertools.count(1)
-        # Those that are being opened; one that fails is nobody's any more, and goes by itself.
+        # Those that are being opened. One that fails is nobody's any more, and goes by itself.
         self._opening: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -172,8 +172,19 @@ class Connections:
             log.tell("end", text, level, **connection.facts, failed=has_failed, why=why)
         return not has_failed
 
-    async def wait_until_none(self) -> None:
-        while self.open:
+    def forget(self, connection: Connection) -> None:
+        """It could not be opened."""
+        self._opening.discard(connection)
+        self._count()
+        self._changed.unpark_all()
+
+    async def wait_until_none(self, *, of_all: bool) -> None:
+        """Wait until none is open.
+
+        Args:
+          of_all: nor being opened.
+        """
+        while self.open or (of_all and self._opening):
             await self._changed.park()
 
     async def close_all(self) -> None:
@@ -183,7 +194,7 @@ class Connections:
                 connection.stop("closed with 1001: stopping", is_failure=True)
                 if connection.ws is not None:
                     nursery.start_soon(connection.ws.aclose, 1001)
-            await self.wait_until_none()
+            await self.wait_until_none(of_all=False)
 
     def tell_all(self) -> None:
         """Write a table of what is open."""

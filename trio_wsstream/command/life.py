@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
@@ -75,11 +76,13 @@ class Server:
       connections (Connections): those that are open.
       drain_timeout (float): seconds.
       answers_while_draining (bool): whether it listens on until the end: for health checks.
+      refuses_while_draining (bool): whether those that are not open yet are refused or dropped.
     """
 
     connections: Connections
     drain_timeout: float
     answers_while_draining = False
+    refuses_while_draining = False
 
     async def serve(
         self,
@@ -166,7 +169,7 @@ async def _drain(server: Server, accepting: trio.CancelScope) -> None:
     if not server.answers_while_draining:
         accepting.cancel()
     with trio.move_on_after(server.drain_timeout):
-        await connections.wait_until_none()
+        await connections.wait_until_none(of_all=not server.refuses_while_draining)
     await connections.close_all()
     accepting.cancel()
     log.tell("stopped", "stopped")
@@ -260,6 +263,8 @@ class _Supervisor:
             os.setpgid(0, 0)
             os.close(self._pipe[1])
             code = self._work(number, self._pipe[0])
+        except BaseException:  # noqa: BLE001  # nothing of it may get into the parent's code
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)

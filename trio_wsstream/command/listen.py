@@ -11,6 +11,7 @@ import trio
 
 from . import addresses, client, life, log
 from .connections import Connections, Counters
+from .options import UsageError, parse
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,15 +50,15 @@ class LocalServer(life.Server):
         )
 
     def reload(self) -> None:
-        """Read certificates and authorities again, for new connections."""
-        from .options import UsageError
-
+        """Read certificates, tokens and headers again, for new connections."""
         try:
-            client.prepare(self.options)
+            options = parse(self.options.arguments)
+            client.prepare(options)
         except UsageError as error:
             log.fail("reload", f"what was read before stays: {error}")
         else:
-            log.tell("reload", "the certificates have been read again")
+            self.options = options
+            log.tell("reload", "certificates and tokens have been read again")
 
     async def _handle(self, local: trio.SocketStream) -> None:
         options, url = self.options, client.shown(self.options.url)
@@ -82,6 +83,7 @@ class LocalServer(life.Server):
             )
         finally:
             if not has_opened:
+                self.connections.forget(connection)
                 await _reset(local)
 
 

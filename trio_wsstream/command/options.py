@@ -394,6 +394,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"there is no job {job!r}: connect, listen, serve and check are known")
     options = make_parser(job).parse_intermixed_args(rest)
     options.job = job
+    options.arguments = list(arguments)
     if job == "serve":
         _check_serve(options)
     else:

@@ -67,6 +67,8 @@ def refusal(status: int, reason: str, *headers: tuple[bytes, bytes]) -> Connecti
 class Gateway(life.Server):
     """Answers clients, and carries them to their targets."""
 
+    refuses_while_draining = True
+
     def __init__(self, options: argparse.Namespace, counters: Counters, worker: int | None) -> None:
         self.options = options
         self.connections = Connections(options.max_connections, counters, worker)
