@@ -129,6 +129,7 @@ async def test_pings_are_answered_once_the_peer_has_said_the_word(
         assert wire == [
             (0, *EOF_OF_OURS),
             (0.05, PONG, b"answered"),
+            (0.55, *BEAT),
             (1, PONG, b"this, too"),
         ]
 
@@ -142,21 +143,33 @@ async def test_heartbeats_and_pings_go_to_a_peer_that_has_said_the_word(
             await trio.sleep(10)
             await peer.send(BINARY, b"a piece of the answer")
         await trio.sleep(24)
-        beats = [(20, *BEAT), (40, *BEAT), (60, *BEAT)]
+        beats = [(0.55, *BEAT), (20.55, *BEAT), (40.55, *BEAT), (60.55, *BEAT)]
         assert wire == [(0, *EOF_OF_OURS), *beats, (70, PING, b"?")]
         await trio.sleep(2)
         assert wire[-1] == (75, -1, b"")
 
 
-async def test_nothing_answers_the_word_as_it_could_reset_tcp_behind_a_proxy(
-    autojump_clock: MockClock,
-) -> None:
-    """A proxy, or a server, that has passed all on may close TCP before it has read the rest."""
+async def test_the_word_is_confirmed_once_and_not_at_once(autojump_clock: MockClock) -> None:
+    """A proxy that has passed a short answer on may close TCP before it has read the rest, and the
+    reset would cut the answer off.
+    """
     async with half_closed() as (_, peer, wire):
         for _ in range(3):
             await peer.send(*WORD)
-        await trio.sleep(1)
+        await trio.sleep(0.5)
         assert wire == [(0, *EOF_OF_OURS)]
+        await trio.sleep(10)
+        assert wire == [(0, *EOF_OF_OURS), (0.55, *BEAT)]
+
+
+async def test_the_word_is_confirmed_sooner_if_the_interval_is_short(
+    autojump_clock: MockClock,
+) -> None:
+    config = StreamConfig(ping_interval=1, ping_timeout=5)
+    async with half_closed(config=config) as (_, peer, wire):
+        await peer.send(*WORD)
+        await trio.sleep(0.4)
+        assert wire == [(0, *EOF_OF_OURS), (0.3, *BEAT)]
 
 
 async def test_the_word_means_nothing_after_the_peers_close(autojump_clock: MockClock) -> None:
@@ -197,7 +210,7 @@ async def test_after_the_peers_answer_nothing_more_is_sent(autojump_clock: MockC
         with pytest.raises(trio.ClosedResourceError):
             await stream.ping()
         await trio.sleep(5)
-        assert wire == [(0, *EOF_OF_OURS)]
+        assert wire == [(0, *EOF_OF_OURS), (0.55, *BEAT)]
 
 
 async def test_ping_is_refused_until_the_peer_has_said_the_word(autojump_clock: MockClock) -> None:

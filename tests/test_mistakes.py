@@ -262,7 +262,7 @@ MISTAKES: list[tuple[Callable[[WsByteStream], Any], type[Exception], str]] = [
     (
         lambda _: serve_ws(handler, 8000),
         TypeError,
-        "serve_ws needs host and port (0: any free one), or listeners=[...]",
+        "serve_ws needs a port (0: any free one), or listeners=[...]",
     ),
     (lambda _: serve_ws(handler, "127.0.0.1", "80"), TypeError, "port must be an int, not '80'"),
     *[
@@ -298,7 +298,7 @@ MISTAKES: list[tuple[Callable[[WsByteStream], Any], type[Exception], str]] = [
     (
         lambda _: serve_ws(handler, listeners=5),
         TypeError,
-        "listeners must be several trio.abc.Listeners, not 5",
+        "listeners must be an iterable of trio.abc.Listeners, not 5",
     ),
     (
         lambda _: enter(ws_stream_pair(transports=(1, 2))),

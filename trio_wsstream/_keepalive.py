@@ -30,6 +30,11 @@ LAST_LOOK: Final = 0.05
 that."""
 
 
+SOON: Final = 0.5
+"""Seconds until the sign of life that `Keepalive.speak_soon` asks for, unless `interval` is shorter
+than four times that."""
+
+
 class Action(enum.Enum):
     """What is due."""
 
@@ -60,6 +65,7 @@ class Keepalive:
         "_interval",
         "_looks_since",
         "_overdue_since",
+        "_speaks_at",
         "_timeout",
         "due_at",
         "is_held",
@@ -73,6 +79,7 @@ class Keepalive:
         self.last_heard_at = self.last_sent_at = now
         self._overdue_since: float | None = None  # a sign of life: since its Ping, if one may go
         self._looks_since: float | None = None
+        self._speaks_at = math.inf
         self.is_held = False
         self.due_at = now + self._interval
 
@@ -84,6 +91,10 @@ class Keepalive:
     def gives_up(self) -> bool:
         """Whether a silent peer is ever given up."""
         return self._interval + self._timeout < math.inf
+
+    def speak_soon(self, now: float) -> None:
+        """Let a sign of life go out soon, although none is due."""
+        self._speaks_at = now + min(SOON, self._interval / 4)
 
     def next_action(self, now: float, *, can_send: bool, is_held: bool) -> Action | None:
         """What to do now; None: nothing before `due_at`.
@@ -103,14 +114,15 @@ class Keepalive:
         begins_to_ask = is_silent and self._overdue_since is None
         if begins_to_ask:
             self._overdue_since = now
-        if can_send and (begins_to_ask or now >= self.last_sent_at + self._interval):
-            self.last_sent_at = now
+        sends_at = min(self.last_sent_at + self._interval, self._speaks_at)
+        if can_send and (begins_to_ask or now >= sends_at):
+            self.last_sent_at, self._speaks_at = now, math.inf
             return Action.PING if is_silent else Action.HEARTBEAT
 
         gives_up_at = self._gives_up_at(now)
         if now >= gives_up_at:
             return Action.GIVE_UP
-        self.due_at = self.last_sent_at + self._interval if can_send else math.inf
+        self.due_at = sends_at if can_send else math.inf
         if self._overdue_since is None:
             self.due_at = min(self.due_at, self.last_heard_at + self._interval)
         elif self.is_looking:

@@ -204,6 +204,7 @@ class Protocol:
       pings (dict): the pings in flight by payload, oldest first.
 
     Attributes, to be set:
+      must_speak_soon (bool): the peer should hear from us before the next heartbeat is due.
       steps_left (int): after how many frames (or runs of 256 binary ones) `next_event` stops
           decoding, as if that were all; negative: never.
     """
@@ -230,6 +231,7 @@ class Protocol:
         "error",
         "has_failed",
         "is_receiving",
+        "must_speak_soon",
         "owes",
         "peer_defers_answer",
         "peer_may_send_on",
@@ -259,6 +261,7 @@ class Protocol:
         self.error: WsStreamError | None = None
         self.has_failed = False
         self.peer_may_send_on = False
+        self.must_speak_soon = False
         self.tcp_ended = False
         self.ended = False
         self.verdict: WsStreamError | None = None
@@ -381,12 +384,14 @@ class Protocol:
     def _note_deferral(self) -> None:
         """The peer says that it defers its answer to our half-close.
 
-        It is not told at once that we listen. When its answer is done it may close TCP, or a proxy
-        may for it; a frame of ours that comes then resets TCP, and what we have not read is lost.
+        The peer is to hear from us, so that it knows that we go on speaking; but not at once. When
+        its answer is short, the peer, or a proxy, may close TCP meanwhile. A frame of ours that
+        comes then resets TCP, and what we have not read yet is lost.
         """
         if not self.peer_defers_answer:
             self.peer_defers_answer = True
             if self.close_sent is not None:
+                self.must_speak_soon = True
                 _logger.debug("%s: the peer honours the half-close", self._name)
 
     def _handle_text(self, payload: bytes, ends_message: bool) -> None:

@@ -413,6 +413,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             if subscriptions.publish(event, may_wait=not protocol.ended):
                 self._nursery.start_soon(self._deliver_waiting)
         self._has_unprocessed = subscriptions.is_waiting or not protocol.steps_left
+        if protocol.must_speak_soon:
+            protocol.must_speak_soon = False
+            self._keepalive.speak_soon(trio.current_time())
+            self._alarm.ring()
         self._writer.flush_soon()
 
     @trio.lowlevel.enable_ki_protection
