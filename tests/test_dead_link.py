@@ -174,7 +174,7 @@ async def test_a_link_that_dies_while_an_answer_of_another_policy_is_deferred(
         asking, answering = (client, server) if by_client else (server, client)
         await asking.send_eof()
         assert await answering.receive_some() == b""
-        await trio.sleep(1)
+        await trio.sleep(21)  # until the half-closed end has sent something after its Close
         relay.stop()
         await trio.sleep(WITHIN + 0.2)
         if half_close is HalfClose.NEVER:

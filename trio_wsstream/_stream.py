@@ -67,7 +67,8 @@ GRACE_PERIOD = 0.05
 STEPS_A_TURN = 32
 """How many control frames, pieces of text, or runs of binary frames are processed in one go."""
 
-_TWO_FRAMES: Final = 4  # buffers
+_ONE_FRAME: Final = 2  # buffers
+_TWO_FRAMES: Final = 4
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
 _REASON_TIMEOUT: Final = 0.05  # seconds for the peer's Close to be read after a failed write
 _SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
@@ -579,6 +580,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
             start = 0
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
+            offered = _TWO_FRAMES
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken:
                     await writer.take_turn()
@@ -586,15 +588,22 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     writer.turn_is_taken = True
                 try:
                     while protocol.can_send and not wire.failure:
+                        if wire.limit is not None:
+                            offered = _ONE_FRAME
+                            if limit < size and limit <= _LONG_MESSAGE:
+                                # The call is cut into messages anyway, so they may be shorter.
+                                limit = min(self.config.max_message_size, wire.limit)
+                        elif offered == _ONE_FRAME:
+                            limit, offered = self.config.max_message_size, _TWO_FRAMES
                         if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
                             # No frame waits before it: only the last message may be shorter.
                             with memoryview(view)[start : start + limit] as message:
                                 await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
                         else:
-                            while start < size and len(frames) < _TWO_FRAMES:
+                            while start < size and len(frames) < offered:
                                 frames += protocol.encode_message(
-                                    view if size <= limit else view[start : start + limit]
+                                    view[start : start + limit] if start or size > limit else view
                                 )
                                 start += limit
                             written = await wire.write(frames)

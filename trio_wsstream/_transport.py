@@ -12,6 +12,9 @@ back to the sender, who checks whether it may still be sent. A second frame of a
 of the first counts as a part of the first. (TLS makes such a short frame at the end of every
 64 KiB.)
 
+*On a slow line* a Pong must not wait for long behind what was written before it (`_pace`). So each
+message is short there, and is written only while the kernel holds few unsent bytes.
+
 *A long frame* is written piece by piece (`write_long`). So a message of any size is sent in
 constant memory, and masking it does not block other tasks for long. Only if the writing is
 cancelled, the rest of the frame is copied.
@@ -38,11 +41,19 @@ import trio
 
 from ._frames import Buffer
 from ._masking import apply_mask
+from ._pace import next_limit
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    pass
 
 _logger = logging.getLogger(__name__)
 
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer had to wait for the peer
 _SHORT: Final = 16  # A second frame is short if it is so many times shorter than the first.
+_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+_SIOCOUTQNSD: Final = 0x894B  # of linux/sockios.h
 _PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
@@ -77,15 +88,25 @@ class _Wire(abc.ABC):
       is_truncated (bool): whether writing fails because a frame was cut off.
       accepted_at (float): the time, by Trio's clock, at which the transport last accepted bytes
           that had had to wait for the peer. It is minus infinity if no bytes had to wait.
+      limit (int or None): how many bytes a message should have at most, because writes have to
+          wait. None means no limit.
     """
 
-    __slots__ = ("_stream", "accepted_at", "failure", "is_truncated")
+    __slots__ = ("_stream", "accepted_at", "failure", "is_truncated", "limit")
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self.failure = ""
         self.is_truncated = False
         self.accepted_at = -math.inf
+        self.limit: int | None = None
+
+    def _note_wait(self, seconds: float) -> None:
+        """A write had to wait for so long."""
+        limit = next_limit(self.limit, seconds)
+        if limit != self.limit:
+            self.limit = limit
+            _limit_unsent(_socket_beneath(self._stream), limit)
 
     def note_failure(self, error: Exception) -> None:
         """Remember that the transport has failed, so that nothing more can be written."""
@@ -225,9 +246,13 @@ class StreamWire(_Wire):
         await trio.lowlevel.checkpoint_if_cancelled()
         since = trio.current_time()
         try:
+            if self.limit is not None:
+                await self._stream.wait_send_all_might_not_block()
             await self._stream.send_all(b"".join(buffers[:2]))
-            if trio.current_time() - since >= _NOTICEABLE_WAIT:
-                self.accepted_at = trio.current_time()
+            now = trio.current_time()
+            if now - since >= _NOTICEABLE_WAIT:
+                self.accepted_at = now
+            self._note_wait(now - since)
             return 2
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.note_failure(error)
@@ -340,12 +365,14 @@ class SocketWire(_Wire):
         # This writes before it waits, because only a write notices that the socket has been closed.
         # Waiting for its file descriptor, which is -1 then, would corrupt Trio's own records.
         while not (sent := self._writev(buffers)):
+            since = trio.current_time()
             with trio.CancelScope() as self._wait:
                 await trio.lowlevel.wait_writable(self._socket)
             if self._wait.cancelled_caught:
                 raise trio.BrokenResourceError("the peer takes no more")
             self._wait = None
-            self.accepted_at = trio.current_time()
+            self.accepted_at = now = trio.current_time()
+            self._note_wait(now - since)
         return sent
 
     def interrupt(self) -> bool:
@@ -355,6 +382,8 @@ class SocketWire(_Wire):
         return True
 
     def _writev(self, buffers: Sequence[Buffer]) -> int:
+        if self.limit is not None and _unsent_in(self._socket) >= self.limit:
+            return 0  # The kernel would take more, as the limit does not hold for its last packet.
         try:
             return os.writev(self._socket.fileno(), buffers)
         except BlockingIOError:
@@ -393,6 +422,24 @@ def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | 
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
         stream = beneath
     return stream.socket if isinstance(stream, trio.SocketStream) else None
+
+
+def _unsent_in(sock: trio.socket.SocketType) -> int:
+    """How many bytes the kernel has not sent yet; 0 where it does not tell."""
+    if sys.platform != "linux" or _NOTSENT_LOWAT is None:
+        return 0
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _limit_unsent(sock: trio.socket.SocketType | None, limit: int | None) -> None:
+    """Limit how many bytes the kernel takes before it sends them, where it can do that."""
+    if sock is not None and _NOTSENT_LOWAT is not None:
+        with contextlib.suppress(OSError):  # It is not TCP, or is closed.
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, limit or 0)
 
 
 @contextlib.contextmanager
