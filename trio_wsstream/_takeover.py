@@ -394,7 +394,7 @@ class Takeover:
         What is left is part of no reference cycle, so it is freed as soon as nobody holds it.
         """
         self._connection._close_reason = CloseReason(code, reason or None)
-        self._connection._aclose = _do_nothing  # type: ignore[method-assign]
+        self._connection._aclose = _do_nothing  # type: ignore[assignment, method-assign]
         self._drop = _do_nothing
 
 
