@@ -890,7 +890,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 def _flat(data: bytes | bytearray | memoryview) -> memoryview:
     """A view of the bytes of any contiguous buffer; else what a `trio.SocketStream` would raise."""
     view = memoryview(data)
-    len(view)  # a TypeError where there are no dimensions
+    if not view.ndim:
+        raise TypeError("data must be a buffer of bytes, not a single item without a dimension")
     if not view.nbytes:
         return memoryview(b"")
     if not view.c_contiguous:
