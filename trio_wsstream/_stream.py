@@ -945,6 +945,6 @@ def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | st
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 (host, port, *_), (peer, peer_port, *_) = sock.getsockname(), sock.getpeername()
                 return Endpoint(host, port, is_ssl), Endpoint(peer, peer_port, is_ssl)
-        except OSError:  # it is not connected any more
+        except (OSError, AttributeError, NotImplementedError):  # not connected, or no real socket
             pass
     return repr(transport), repr(transport)
