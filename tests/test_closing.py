@@ -698,6 +698,19 @@ async def test_codes_and_reasons_of_other_types_are_refused(code: Any, reason: A
         assert await peer.receive() == (BINARY, b"still open")
 
 
+async def test_a_code_may_be_any_kind_of_integer() -> None:
+    class Code:
+        def __index__(self) -> int:
+            return 4000
+
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        nursery.start_soon(answer_close, peer)
+        closed_by_us: Any = Code()
+        await stream.aclose(closed_by_us)
+        assert stream.closed == StreamClosed(4000, "", True, None)
+
+
 async def test_a_violation_while_closing_is_reported_and_changes_nothing_else() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)

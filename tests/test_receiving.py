@@ -19,7 +19,7 @@ from trio_wsstream import (
     WsByteStream,
     _stream,
 )
-from trio_wsstream._protocol import MAX_PONGS_OWED
+from trio_wsstream._protocol import MAX_PONGS_OWED, ReceiveBuffer
 
 from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload, frame
 from .support.pairs import stream_pair
@@ -416,3 +416,32 @@ async def test_a_message_that_comes_while_this_side_closes_is_not_handed_on() ->
 
 async def read_to_end(stream: WsByteStream) -> bytes:
     return b"".join([bytes(chunk) async for chunk in stream])
+
+
+class CountedList(list[Any]):
+    """Counts the items that are moved when others are removed before them."""
+
+    moved = 0
+
+    def __delitem__(self, index: Any) -> None:
+        super().__delitem__(index)
+        self.moved += len(self)
+
+    def pop(self, index: Any = -1) -> Any:
+        if index != -1:
+            self.moved += len(self)
+        return super().pop(index)
+
+
+@pytest.mark.parametrize("max_bytes", [1000, 5000, 7000, 100_000])
+def test_taking_costs_no_more_the_more_there_is(max_bytes: int) -> None:
+    buffer = ReceiveBuffer()
+    buffer._pieces = pieces = CountedList()
+    for number in range(1000):
+        buffer.add([bytes([number % 251]) * 5000])
+    received = []
+    while buffer.size:
+        received.append(buffer.take(max_bytes))
+        assert len(pieces) <= 2 * (buffer.size // 5000 + 2)  # what is taken is not kept
+    assert b"".join(received) == b"".join(bytes([number % 251]) * 5000 for number in range(1000))
+    assert pieces.moved <= 1000

@@ -933,7 +933,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 def _flat(data: bytes | bytearray | memoryview) -> memoryview:
     """A view of the bytes of any contiguous buffer; else what a `trio.SocketStream` would raise."""
     view = check_buffer("data", data)
-    len(view)  # a TypeError where there are no dimensions
+    if not view.ndim:
+        raise TypeError("data must be a buffer of bytes, not a single item without a dimension")
     if not view.nbytes:
         return memoryview(b"")
     if not view.c_contiguous:
@@ -1000,6 +1001,6 @@ def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | st
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 (host, port, *_), (peer, peer_port, *_) = sock.getsockname(), sock.getpeername()
                 return Endpoint(host, port, is_ssl), Endpoint(peer, peer_port, is_ssl)
-        except OSError:  # it is not connected any more
+        except (OSError, AttributeError, NotImplementedError):  # not connected, or no real socket
             pass
     return repr(transport), repr(transport)

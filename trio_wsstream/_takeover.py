@@ -50,6 +50,7 @@ from ._frames import (
     encode_header,
 )
 from ._protocol import Close
+from ._transport import own_socket
 
 _logger = logging.getLogger(__name__)
 
@@ -320,9 +321,9 @@ class Takeover:
             connection._close_handshake = _SET_EVENT
         if self._is_closed or not is_reading:
             connection._stream = _SendOnlyTransport(self.transport)  # type: ignore[assignment]
-        elif isinstance(self.transport, trio.SocketStream) and not self.is_sending:
+        elif (sock := own_socket(self.transport)) and not self.is_sending:
             # The reader task of a socket can be woken at once; it need not wait for more bytes.
-            trio.lowlevel.notify_closing(self.transport.socket)
+            trio.lowlevel.notify_closing(sock)
 
         connection._aclose = self._aclose  # type: ignore[method-assign]
 

@@ -168,13 +168,12 @@ class _Wire(abc.ABC):
         Raises:
           trio.BrokenResourceError, trio.ClosedResourceError: from the stream.
         """
-        sock = _socket_beneath(self._stream)
-        with trio.CancelScope(deadline=deadline), _ending_tcp(sock):
+        with trio.CancelScope(deadline=deadline), _ending_tcp(self._stream):
             await self._stream.aclose()
 
     async def aclose_forcefully(self) -> None:
         """Close the stream without waiting for anything, and end TCP as `aclose` does."""
-        with _ending_tcp(_socket_beneath(self._stream)):
+        with _ending_tcp(self._stream):
             await trio.aclose_forcefully(self._stream)
 
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
@@ -408,20 +407,24 @@ def adapt(stream: trio.abc.Stream) -> StreamWire | SocketWire:
     That is `SocketWire` for Trio's own sockets only. A socket of another class, which
     `trio.socket.set_custom_socket_factory` allows, may do more than its file descriptor does.
     """
-    is_trios_own = type(stream) is trio.SocketStream and (
-        type(stream.socket).__module__.partition(".")[0] == "trio"
-    )
-    if is_trios_own and hasattr(os, "writev"):
-        assert isinstance(stream, trio.SocketStream)
+    if type(stream) is trio.SocketStream and own_socket(stream) and hasattr(os, "writev"):
         return SocketWire(stream)
     return StreamWire(stream)
 
 
+def own_socket(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
+    """Return the socket of a `trio.SocketStream`, or None if it is not one of Trio's own class."""
+    if not isinstance(stream, trio.SocketStream):
+        return None
+    is_trios_own = type(stream.socket).__module__.partition(".")[0] == "trio"
+    return stream.socket if is_trios_own else None
+
+
 def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
-    """Return the socket under a stream, also under TLS, or None if there is none."""
+    """Return Trio's own socket under a stream, also under TLS, or None if there is none."""
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
         stream = beneath
-    return stream.socket if isinstance(stream, trio.SocketStream) else None
+    return own_socket(stream)
 
 
 def _unsent_in(sock: trio.socket.SocketType) -> int:
@@ -443,22 +446,31 @@ def _limit_unsent(sock: trio.socket.SocketType | None, limit: int | None) -> Non
 
 
 @contextlib.contextmanager
-def _ending_tcp(sock: trio.socket.SocketType | None) -> Iterator[None]:
-    """Shut down the connection of ``sock`` after a block that closes ``sock``.
+def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
+    """Shut down the connection under a stream that is closed in this block.
 
-    Closing is not enough: TCP goes on while another process has the same socket.
+    Closing is not enough: TCP goes on while another process has the same socket. TLS says goodbye
+    while it is closed, so its socket is shut down after that, through a second descriptor.
     """
+    sock = _socket_beneath(stream)
+    if sock is not None and sock is own_socket(stream):
+        _shut_down(sock)
+        sock = None
     try:
         twin = None if sock is None else sock.dup()
-    except (OSError, AttributeError):  # The socket is closed, or is not a real one.
+    except OSError:  # The socket is closed, or the process has no descriptor left.
         twin = None
     try:
         yield
     finally:
         if twin is not None:
-            with contextlib.suppress(OSError):  # The connection may have ended already.
-                twin.shutdown(socket.SHUT_RDWR)
+            _shut_down(twin)
             twin.close()
+
+
+def _shut_down(sock: trio.socket.SocketType) -> None:
+    with contextlib.suppress(OSError):  # The connection may have ended already.
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _acknowledges(sock: trio.socket.SocketType) -> bool:
