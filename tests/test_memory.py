@@ -119,8 +119,8 @@ async def test_a_stream_that_has_ended_is_held_by_nobody(
             assert await stream.receive_some() == b"x"
             held.extend(map(weakref.ref, (stream, stream.connection)))
             await end(stream, peer)
-            while stream.closed is None:
-                await trio.sleep(0.001)
+            async for _ in stream.subscribe(kinds=()):
+                pass  # Only `StreamClosed` passes this filter, after which there is no more.
 
     await meet()
     await trio.lowlevel.checkpoint()
