@@ -22,6 +22,7 @@ from typing import Any
 import hypothesis
 import pytest
 import trio
+import trio.testing
 
 # Without this, a failing assertion in a helper would not show its values.
 pytest.register_assert_rewrite(f"{__package__}.support")
@@ -73,3 +74,15 @@ def ctrl_c_is_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def clock_that_jumps(mock_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """A clock for tests over sockets. It jumps to the next deadline when nothing happens.
+
+    ``autojump_clock`` would jump too early, while the kernel still has bytes that the other end has
+    not received. This clock waits until all tasks have been blocked for 20 ms of real time. Both
+    ends must be in this process: then it makes no difference how busy the machine is.
+    """
+    mock_clock.autojump_threshold = 0.02
+    return mock_clock

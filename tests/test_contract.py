@@ -1,4 +1,4 @@
-"""Trio's own tests of the stream contract, over every transport, with every way of reading."""
+"""Trio's own tests of the stream contract, over every transport and with every way of reading."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from .support.tasks import background
 
 Maker = Callable[[], Awaitable[tuple[WsByteStream, WsByteStream]]]
 
-CONFIG = StreamConfig(close_timeout=0.3)
-TIGHT = StreamConfig(close_timeout=0.3, receive_buffer_size=1)
+TIGHT = StreamConfig(receive_buffer_size=1)
 
 
 async def clogged_pair(nursery: trio.Nursery) -> tuple[WsByteStream, WsByteStream]:
-    """Over lockstep streams: each side's peer has read its one byte, and reads no more."""
+    """Make a pair whose sending is clogged: each side has read one byte and reads no more."""
     client, server = await stream_pair(nursery, "lockstep", TIGHT)
     for sender in (client, server):
         await sender.send_all(b"x")
@@ -35,15 +34,18 @@ async def test_check_half_closeable_stream(
     transport: str, grace_period: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_stream, "GRACE_PERIOD", grace_period)
+    # With an infinite grace period no task reads the peer's Close, so closing takes the whole
+    # close_timeout. Otherwise nothing waits for it, and a busy machine has all the time it needs.
+    config = StreamConfig(close_timeout=1) if grace_period == math.inf else StreamConfig()
     async with background() as nursery:
 
         async def maker() -> tuple[WsByteStream, WsByteStream]:
-            return await stream_pair(nursery, transport, CONFIG)
+            return await stream_pair(nursery, transport, config)
 
         async def clogged_maker() -> tuple[WsByteStream, WsByteStream]:
             return await clogged_pair(nursery)
 
-        # Nobody else would read the byte that clogs the stream, were the grace period infinite.
+        # Nor would any task read the byte that clogs the stream.
         is_cloggable = transport == "lockstep" and grace_period != math.inf
         await trio.testing.check_half_closeable_stream(
             maker, clogged_maker if is_cloggable else None

@@ -323,13 +323,6 @@ async def leave(home: Home, body: Body, peer: Peer, close_timeout: float = NEVER
     return stream
 
 
-@pytest.fixture
-def clock_that_jumps(mock_clock: MockClock) -> MockClock:
-    """A clock that moves on only when nothing has happened for a moment, also on a socket."""
-    mock_clock.autojump_threshold = 0.02
-    return mock_clock
-
-
 # Peers
 
 

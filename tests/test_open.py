@@ -531,6 +531,47 @@ async def test_an_exception_comes_out_as_it_was(error: BaseException) -> None:
         assert stream.closed == StreamClosed(1011, "", True, None)
 
 
+class Failing(trio.abc.Stream):
+    """A transport whose sending raises an exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def send_all(self, data: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise self.error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        raise NotImplementedError
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [trio.BrokenResourceError("gone"), trio.ClosedResourceError("gone"), ConnectionResetError()],
+)
+async def test_a_transport_that_breaks_in_the_handshake_is_a_handshake_error(
+    error: Exception,
+) -> None:
+    with pytest.raises(trio_websocket.HandshakeError, match="the transport broke") as caught:
+        async with open_ws_stream("ws://localhost/", transport=Failing(error)):
+            raise AssertionError("it was opened")
+    assert caught.value.__cause__ is error
+
+
+async def test_a_bug_in_the_transport_is_no_handshake_error() -> None:
+    with pytest.raises(AttributeError, match="no such method"):
+        async with open_ws_stream(
+            "ws://localhost/", transport=Failing(AttributeError("no such method"))
+        ):
+            raise AssertionError("it was opened")
+
+
 async def test_a_cancelled_block_drops_the_transport_and_hides_nothing() -> None:
     async with echo_server() as url:
         with trio.CancelScope() as scope:

@@ -768,8 +768,9 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
         raise HandshakeError(
             "the server ended the connection without a response; if it expects TLS: wss://?"
         ) from None
-    except Exception as error:
-        raise HandshakeError(f"the opening handshake failed: {error!r}") from error
+    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+        why = str(error.__cause__ or error) or type(error).__name__
+        raise HandshakeError(f"the transport broke in the opening handshake: {why}") from error
     status = int(response.first[0])
     if status != 101:
         body = await _receive_body(reader)

@@ -1,4 +1,4 @@
-"""Frames made by hand, right or wrong, and the sides that say them."""
+"""Frames that are encoded here, valid or not, and the mark `SIDES`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trio_wsstream._frames import FIN, MASKED, apply_mask, encode_header
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 SIDES = pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
-"""Runs a test with the stream as the client, and as the server."""
+"""Runs a test twice: with the stream as the client, and with the stream as the server."""
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool) -> bytes:
-    """The bytes of one frame, right or wrong."""
+    """Return the bytes of one frame, which need not be valid."""
     first = (FIN if fin else 0) | opcode
     if not masked:
         return encode_header(first, len(payload)) + payload
@@ -29,5 +29,6 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
 
 def chop(data: bytes, positions: Iterable[int]) -> list[bytes]:
+    """Return ``data`` in pieces, cut at ``positions``."""
     ends = sorted({position for position in positions if position < len(data)} | {0, len(data)})
     return [data[start:stop] for start, stop in itertools.pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Opening handshakes made by hand."""
+"""Opening handshakes of a peer that uses no WebSocket library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ CLIENT_HANDSHAKE: Final = (
 def request(
     *headers: bytes, leave_out: bytes = b"Nothing", line: bytes = b"GET / HTTP/1.1"
 ) -> bytes:
-    """An opening handshake, with more headers or one fewer, and another first line."""
+    """Return a client's opening handshake.
+
+    Args:
+      headers: header lines to add.
+      leave_out: the beginning of the header line to leave out.
+      line: the request line.
+    """
     _, *rest = CLIENT_HANDSHAKE.strip().split(b"\r\n")
     kept = [header for header in rest if not header.startswith(leave_out)]
     return b"\r\n".join([line, *kept, *headers, b"", b""])
@@ -34,7 +40,7 @@ def server_handshake(request: bytes) -> bytes:
 
 
 async def receive_head(transport: Any) -> bytes:
-    """An HTTP head, and not one byte more."""
+    """Receive an HTTP head, and no byte after it."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += await transport.receive_some(1)
@@ -44,7 +50,11 @@ async def receive_head(transport: Any) -> bytes:
 async def handshake(
     nursery: trio.Nursery, ours: Any, theirs: Any, *, client: bool, **options: Any
 ) -> WebSocketConnection:
-    """Open a trio-websocket connection on ``ours``; ``theirs`` remains a bare transport."""
+    """Do the opening handshake between trio-websocket on ``ours`` and a bare transport, ``theirs``.
+
+    Returns:
+      The connection on ``ours``.
+    """
     result: list[WebSocketConnection] = []
 
     async def open_ours() -> None:

@@ -1,4 +1,4 @@
-"""A connection of ours that is taken over while a peer made by hand talks and listens."""
+"""A connection of ours that is taken over, and a `RawPeer` that talks and listens."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from .handshakes import handshake
 from .raw_peer import RawPeer
 from .transports import TRANSPORTS
 
+LIMIT = 30  # seconds: a bound against hanging
 CONFIG = StreamConfig(text=TextPolicy.AS_BYTES)
 Heard = list[tuple[int, bytes]]
-"""Opcode and payload of what a peer heard from us."""
+"""The opcode and the payload of each frame that the peer has received from us."""
 
 
 @attrs.define
 class Meeting:
-    """A connection of ours, and a peer made by hand, who listens until TCP ends.
+    """A connection of ours, and a `RawPeer` that listens until the transport ends.
 
     Attributes:
-      heard: the whole frames that the peer got.
-      cut_off: what it got of one that was not whole.
+      nursery: runs the tasks of both ends.
+      connection: our connection, before it is taken over.
+      peer: the other end.
+      heard: the whole frames that the peer has received.
+      cut_off: the bytes that the peer has received of a frame that was cut off.
     """
 
     nursery: trio.Nursery
@@ -40,25 +44,30 @@ class Meeting:
     cut_off: bytes = b""
 
     async def listen(self) -> None:
-        """After a Close, a server ends TCP (RFC 6455, 7.1.1)."""
+        """Receive until the transport ends. A server ends TCP after a Close (RFC 6455, 7.1.1)."""
         try:
             while self.peer.masked or CLOSE not in dict(self.heard):
                 self.heard.append(await self.peer.receive())
         except EOFError as error:
             self.cut_off = error.args[0]
         except trio.ClosedResourceError:
-            pass  # the peer has hung up
+            pass  # The test has closed the peer's transport.
         finally:
             await self.peer.transport.aclose()
 
     async def say(self, *frames: tuple[int, bytes] | tuple[int, bytes, bool]) -> None:
-        """Each an opcode and a payload, and False if it is not the message's last one."""
+        """Send frames from the peer, and wait until our side has handled them.
+
+        Args:
+          frames: opcode and payload of each frame, and False for a frame that does not end its
+              message.
+        """
         for opcode, payload, *fin in frames:
             await self.peer.send(opcode, payload, fin=all(fin))
         await wait_all_tasks_blocked()
 
     def take_over(self, config: StreamConfig = CONFIG) -> tuple[WsByteStream, list[WsEvent]]:
-        """The stream, and what happens on it, up to the moment."""
+        """Take our connection over. Return the stream and a list that its events are added to."""
         stream = WsByteStream(self.connection, self.nursery, config)
         happened: list[WsEvent] = []
         self.nursery.start_soon(collect, stream.subscribe(math.inf), happened)
@@ -67,7 +76,7 @@ class Meeting:
 
 async def collect(events: trio.MemoryReceiveChannel[WsEvent], happened: list[WsEvent]) -> None:
     async for event in events:
-        happened.append(event)  # noqa: PERF401  # to be seen at once
+        happened.append(event)  # noqa: PERF401  # The test reads the list meanwhile.
 
 
 @asynccontextmanager
@@ -78,14 +87,17 @@ async def meeting(
     wrap: Callable[[Any], Any] = lambda stream: stream,
     **options: Any,
 ) -> AsyncGenerator[Meeting, None]:
-    """When it is left, all has been said, and no task may remain.
+    """Open a connection between our side and a `RawPeer`.
+
+    After the block the peer listens until the transport ends, and all tasks of our side must end.
 
     Args:
-      client: whether we are the client.
-      wrap: what our transport is wrapped in.
-      options: trio-websocket's.
+      client: whether our side is the client.
+      transport: the name of one of `TRANSPORTS`.
+      wrap: wraps our end of the transport.
+      options: arguments of trio-websocket.
     """
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         ends = await TRANSPORTS[transport]()
         ours, theirs = ends if client else reversed(ends)
         async with trio.open_nursery() as nursery:

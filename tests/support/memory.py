@@ -1,4 +1,4 @@
-"""How much memory a block of code allocates."""
+"""Checks how much memory a block of code allocates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def bounded_memory(size: int) -> AsyncGenerator[None, None]:
-    """The block allocates no more than ``size`` bytes at any time."""
+    """Check that the block never holds more than ``size`` newly allocated bytes."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""Connected pairs: both ends of a WebSocket, client first."""
+"""Connected pairs: both ends of a WebSocket. The client comes first."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ SHORT = StreamConfig(close_timeout=0.2)
 async def connection_pair(
     nursery: trio.Nursery, transport: str | tuple[Any, Any] = "memory", **options: Any
 ) -> tuple[WebSocketConnection, WebSocketConnection]:
-    """Both ends of a WebSocket, client first; ``options`` are trio-websocket's.
+    """Return both ends of a WebSocket as connections of trio-websocket, client first.
 
     Args:
-      transport: one of `TRANSPORTS`, or both ends of one.
+      transport: the name of one of `TRANSPORTS`, or both ends of a transport.
+      options: arguments of trio-websocket.
     """
     client, server = await TRANSPORTS[transport]() if isinstance(transport, str) else transport
     ends: dict[str, WebSocketConnection] = {}
@@ -47,7 +48,7 @@ async def stream_pair(
     config: StreamConfig = StreamConfig(),
     server_config: StreamConfig | None = None,
 ) -> tuple[WsByteStream, WsByteStream]:
-    """Both ends of a WebSocket as streams, client first."""
+    """Return both ends of a WebSocket as streams, client first."""
     client, server = await connection_pair(nursery, transport)
     return (
         WsByteStream(client, nursery, config),

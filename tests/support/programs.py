@@ -1,8 +1,9 @@
-"""Programs in processes of their own, until a test is done with them."""
+"""Programs that run in processes of their own while a test uses them."""
 
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 import socket
 import subprocess
@@ -22,7 +23,7 @@ LIMIT: Final = 30  # seconds: a bound against hanging
 
 
 def load(name: str) -> ModuleType:
-    """An example as a module."""
+    """Return an example as a module."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec
     assert spec.loader
@@ -32,50 +33,54 @@ def load(name: str) -> ModuleType:
 
 
 class Program:
-    """A process that runs, and what it has written.
+    """A running process and its output.
 
     Attributes:
-      process (trio.Process): it.
-      lines (list of str): what it has written to stdout and stderr.
+      process (trio.Process): the process.
+      lines (list of str): the lines that it has written to stdout and stderr.
     """
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self.lines: list[str] = []
-        self._news = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()
         self._has_ended = False
 
     async def read(self) -> None:
+        """Read the output until the process ends."""
         assert isinstance(self.process.stdout, trio.lowlevel.FdStream)
         rest = b""
         async with self.process.stdout:
             async for data in self.process.stdout:
                 *lines, rest = (rest + data).split(b"\n")
                 self.lines += [line.decode(errors="replace") for line in lines]
-                self._news.unpark_all()
+                self._changed.unpark_all()
         self._has_ended = True
-        self._news.unpark_all()
+        self._changed.unpark_all()
 
     async def says(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Wait until it has written ``times`` lines in which ``pattern`` is found."""
+        """Wait until ``pattern`` is found in ``times`` lines, and return the last match."""
         while True:
             matches = [match for line in self.lines if (match := re.search(pattern, line))]
             if len(matches) >= times:
                 return matches[times - 1]
-            assert not self._has_ended, f"it has ended without {pattern!r}: {self.lines}"
-            await self._news.park()
+            assert not self._has_ended, (
+                f"the program has ended and did not say {pattern!r}: {self.lines}"
+            )
+            await self._changed.park()
 
 
 @asynccontextmanager
 async def running(
     command: Sequence[str | Path], ready: str | tuple[str, int], **options: Any
 ) -> AsyncGenerator[Program, None]:
-    """A program, from when it says that it is ready until the block is left.
+    """Run a program while the block runs. The block begins when the program is ready.
 
     Args:
-      ready: what it says then, as in `Program.says`; or a host and a port where it takes
-          connections then, for one that says nothing.
-      options: of `subprocess.Popen`.
+      command: the program and its arguments.
+      ready: a pattern that the program's output contains when it is ready; or, for a program that
+          writes nothing, the host and the port on which it accepts connections then.
+      options: arguments of `subprocess.Popen`.
     """
     with trio.fail_after(LIMIT):
         process = await trio.lowlevel.open_process(
@@ -101,7 +106,7 @@ async def running(
 
 
 async def takes_connections(host: str, port: int) -> None:
-    """Wait until something listens there."""
+    """Wait until a program listens on ``host`` and ``port``."""
     while True:
         try:
             await (await trio.open_tcp_stream(host, port)).aclose()
@@ -111,24 +116,33 @@ async def takes_connections(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    """A port for a server that cannot choose one itself."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a free port, for a program that cannot let the kernel choose one.
+
+    The kernel never chooses a port of this range itself. So no other program gets the port before
+    the test's own program listens on it, also if many tests run at the same time.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:
+            pass  # The port is not free, so try another one.
 
 
 def tunnel(*arguments: str) -> AbstractAsyncContextManager[Program]:
-    """``trio-wsstream serve`` or ``listen``."""
+    """Run ``trio-wsstream serve`` or ``trio-wsstream listen``."""
     return running([*TUNNEL, *arguments], "listening on")
 
 
 async def port_of(program: Program) -> int:
-    """The port that a tunnel listens on."""
+    """Return the port that a tunnel listens on."""
     return int((await program.says(r"listening on \S+:(\d+)"))[1])
 
 
 @asynccontextmanager
 async def tunnel_to(port: int) -> AsyncGenerator[int, None]:
-    """Both halves of a tunnel; the local port that leads to ``port``."""
+    """Run both halves of a tunnel to ``port``, and return the local port that leads there."""
     async with tunnel("serve", "0", f"127.0.0.1:{port}") as serving:
         url = f"ws://127.0.0.1:{await port_of(serving)}/"
         async with tunnel("listen", "0", url) as listening:

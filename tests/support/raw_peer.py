@@ -1,4 +1,4 @@
-"""A peer made by hand, which says and sees frames."""
+"""A peer that sends and receives single frames, as a test asks it to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .transports import TRANSPORTS, close_when_cancelled
 
 
 class RawPeer:
-    """The other end of a stream's transport, which says and sees frames.
+    """The other end of a stream's transport, which sends and receives single frames.
 
     Args:
-      transport: its end of the transport.
-      masked: whether it is the client, whose frames are masked.
+      transport: this end of the transport.
+      masked: whether this end is the client, whose frames are masked.
     """
 
     def __init__(self, transport: Any, *, masked: bool) -> None:
         self.transport = transport
         self.masked = masked
-        self._data = bytearray()  # as adding to bytes copies all of them
+        self._data = bytearray()  # Appending to bytes would copy all of them each time.
 
     async def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> None:
         await self.transport.send_all(self.frame(opcode, payload, fin=fin))
@@ -44,7 +44,11 @@ class RawPeer:
         return received
 
     async def receive(self) -> tuple[int, bytes]:
-        """Opcode and payload of the next frame; EOFError at the end of the transport."""
+        """Return the opcode and the payload of the next frame.
+
+        Raises:
+          EOFError: the transport has ended. Its argument has the bytes of a frame that was cut off.
+        """
         first, second = await self._receive_exactly(2)
         assert first & FIN
         assert bool(second & MASKED) is not self.masked
@@ -61,7 +65,7 @@ class RawPeer:
         except EOFError as error:
             assert error.args == (b"",)
         else:
-            raise AssertionError(f"a frame where TCP should end: {unexpected}")
+            raise AssertionError(f"the transport should end, but a frame came: {unexpected}")
 
 
 async def raw_pair(
@@ -71,10 +75,11 @@ async def raw_pair(
     *,
     client: bool = False,
 ) -> tuple[WsByteStream, RawPeer]:
-    """A stream, and a raw peer at the other end of its transport.
+    """Return a stream and a `RawPeer` at the other end of its transport.
 
     Args:
-      client: whether the stream is the client; else it is the server.
+      transport: the name of one of `TRANSPORTS`.
+      client: whether the stream is the client. Otherwise it is the server.
     """
     ends = await TRANSPORTS[transport]()
     ours, theirs = ends if client else reversed(ends)

@@ -1,4 +1,4 @@
-"""What is received from a stream, or from its subscription, until the end."""
+"""Receiving from a stream, or from a subscription, until the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trio_wsstream import WsByteStream, WsEvent, WsStreamError
 
 
 async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
-    """Until its end."""
+    """Receive until the stream ends cleanly, and return all bytes."""
     return b"".join([chunk async for chunk in stream])
 
 
@@ -23,7 +23,7 @@ async def receive_exactly(stream: WsByteStream, count: int) -> bytes:
 
 
 async def receive_and_break(stream: WsByteStream) -> tuple[bytes, BaseException | None]:
-    """All that can be received, and why it is not all that there should be."""
+    """Receive until the stream breaks. Return all bytes, and the cause of the error."""
     received = bytearray()
     with pytest.raises(trio.BrokenResourceError) as broken:
         while True:
@@ -34,7 +34,7 @@ async def receive_and_break(stream: WsByteStream) -> tuple[bytes, BaseException 
 
 
 async def end_of(stream: WsByteStream) -> tuple[bytes, WsStreamError | None]:
-    """What comes before the end, and the cause of an end that is not clean."""
+    """Receive until the stream ends. Return all bytes, and the cause if the end is not clean."""
     received = bytearray()
     try:
         while chunk := await stream.receive_some():

@@ -1,4 +1,4 @@
-"""A server over memory, and clients that try it."""
+"""A server over memory, and clients that use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tasks import background
 
 
 class MemoryListener(testing.MemoryListener):
-    """One that also takes any transport, and raises errors."""
+    """A memory listener that a test can also give any transport, or an error to raise."""
 
     async def arrive(self, arrives: Any) -> None:
         await self._connect.send(arrives)
@@ -39,7 +39,7 @@ async def echo(stream: trio.abc.Stream) -> None:
 async def memory_server(
     handler: Callable[[WsByteStream], Awaitable[object]] = echo, **options: Any
 ) -> AsyncGenerator[MemoryListener, None]:
-    """`trio.serve_listeners` of a `WsListener` over memory."""
+    """Run a `WsListener` over memory with `trio.serve_listeners` while the block runs."""
     listener = MemoryListener()
     async with background() as nursery:
         ours = WsListener(listener, nursery, **options)
@@ -50,7 +50,7 @@ async def memory_server(
 async def open_over(
     nursery: trio.Nursery, transport: trio.abc.Stream, url: str = "ws://localhost/", **options: Any
 ) -> WsByteStream:
-    """A client's stream that lives in ``nursery``."""
+    """Open a client's stream over ``transport``. It lives until ``nursery`` is cancelled."""
 
     async def run(task_status: trio.TaskStatus[WsByteStream]) -> None:
         async with open_ws_stream(url, transport=transport, **options) as stream:

@@ -1,4 +1,4 @@
-"""Tasks in the background, and tasks cancelled at a chosen moment."""
+"""Tasks in the background, and tasks that are cancelled at a chosen moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio.testing
 
 @asynccontextmanager
 async def background() -> AsyncGenerator[trio.Nursery, None]:
-    """A nursery whose tasks are cancelled when the block is left."""
+    """Open a nursery whose tasks are cancelled at the end of the block."""
     async with trio.open_nursery() as nursery:
         yield nursery
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Connected transports, client first, and wrappers that make one slow."""
+"""Connected transports, and wrappers that make a transport slow. The client's end comes first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AUTHORITY.configure_trust(CLIENT_TLS)
 
 
 def tls_for(url: str) -> ssl.SSLContext | None:
-    """What `open_ws_stream` needs in order to connect to ``url``."""
+    """Return the ``ssl_context`` that `open_ws_stream` needs in order to connect to ``url``."""
     return CLIENT_TLS if url.startswith("wss:") else None
 
 
@@ -41,7 +41,7 @@ async def tcp_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 
 async def unix_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
-    """Two sockets that hold little. What one has sent, the other has: nothing is on the way."""
+    """Return two sockets with small buffers. Bytes that one has sent can be read at once."""
     ends = trio.socket.socketpair()
     for end in ends:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -70,13 +70,13 @@ TRANSPORTS: dict[str, Callable[[], Awaitable[tuple[Any, Any]]]] = {
 
 
 def reset(stream: trio.SocketStream) -> None:
-    """Have the other end see a reset instead of an end."""
+    """Close ``stream`` so that the other end gets a reset and not an end."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stream.socket.close()
 
 
 async def close_when_cancelled(transport: trio.abc.AsyncResource) -> None:
-    """Leave no socket open when a test ends."""
+    """Close ``transport`` when the test ends, so that no socket stays open."""
     try:
         await trio.sleep_forever()
     finally:
@@ -84,7 +84,7 @@ async def close_when_cancelled(transport: trio.abc.AsyncResource) -> None:
 
 
 class SlowSender(trio.abc.Stream):
-    """A transport that sends half of what it should while its gate is shut."""
+    """A transport that sends only the first half of its data while its gate is shut."""
 
     def __init__(self, transport: trio.abc.Stream) -> None:
         self._transport = transport
@@ -110,7 +110,7 @@ class SlowSender(trio.abc.Stream):
 
 @attrs.define
 class Gate:
-    """Wraps our transport of a `meeting`, to shut it and to open it again."""
+    """Wraps our transport of a `meeting`, so that a test can shut it and open it again."""
 
     sender: SlowSender | None = None
 
