@@ -397,20 +397,22 @@ async def test_plain_text_where_tls_should_be_is_told_so() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     text = await why("wss://localhost/", CLIENT_TLS, transport=ours)
-    assert text == "no TLS with localhost: the server answered in plain text: ws://?"
+    assert text == "no TLS with localhost: it answered in plain text: use ws://"
 
 
 async def test_tls_where_plain_text_should_be_is_told_so() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_all(b"\x15\x03\x01\x00\x02\x02\x46")  # an alert
     await theirs.send_eof()
-    assert await why("ws://localhost/", transport=ours) == "the server answered with TLS: wss://?"
+    assert (
+        await why("ws://localhost/", transport=ours) == "the server answered with TLS: use wss://"
+    )
 
 
 async def test_a_server_of_tls_that_ends_without_a_word_is_guessed_at() -> None:
     async with tls_server() as transport:
         assert (await why("ws://localhost/", transport=transport)).endswith(
-            "without a response; if it expects TLS: wss://?"
+            "without a response; if it expects TLS, use wss://"
         )
 
 
@@ -418,7 +420,7 @@ async def test_a_server_that_ends_in_the_tls_handshake_is_told_so() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_eof()
     text = await why("wss://localhost/", CLIENT_TLS, transport=ours)
-    assert text == "no TLS with localhost: the server ended the connection in the TLS handshake"
+    assert text == "no TLS with localhost: it ended the connection in the TLS handshake"
 
 
 async def test_http_2_in_tls_is_told_so() -> None:

@@ -766,7 +766,7 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
             raise
         # So does Trio's TLS with what is no TLS, and ours.
         raise HandshakeError(
-            "the server ended the connection without a response; if it expects TLS: wss://?"
+            "the server ended the connection without a response; if it expects TLS, use wss://"
         ) from None
     except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
         why = str(error.__cause__ or error) or type(error).__name__
@@ -805,7 +805,7 @@ def _why_no_response(reader: _Reader, error: Exception) -> str:
     if isinstance(error, _HeadTooLong):
         return f"the head of the server's response is longer than {_MAX_RESPONSE} bytes"
     if reader.start[:1] in (b"\x15", b"\x16") and reader.start[1:2] == b"\x03":
-        return "the server answered with TLS: wss://?"
+        return "the server answered with TLS: use wss://"
     return f"the server's response is not HTTP/1.1: {error}"
 
 

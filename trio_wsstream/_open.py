@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import ssl
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
 import trio
 from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnection
@@ -16,6 +14,7 @@ from trio_websocket import ConnectionTimeout, HandshakeError, WebSocketConnectio
 from . import _handshake
 from ._checks import check_seconds, check_several, check_ssl_context, check_trio
 from ._config import StreamConfig, check_config
+from ._connecting import open_tcp, start_tls
 from ._stream import WsByteStream
 from ._url import Url, parse_url
 
@@ -137,7 +136,7 @@ async def open_ws_stream(
                 if via is not None:
                     transport = await open_through_proxy(via, parsed.host, parsed.port)
                 elif transport is None:
-                    transport = await _open_tcp(parsed)
+                    transport = await open_tcp(parsed.host, parsed.port, parsed.authority)
                 try:
                     if parsed.is_secure:
                         transport = await _start_tls(transport, parsed, ssl_context)
@@ -147,8 +146,10 @@ async def open_ws_stream(
                     await trio.aclose_forcefully(transport)
                     raise
         except trio.TooSlowError:
+            through = "" if via is None else f" through the proxy {via.address}"
             raise ConnectionTimeout(
-                f"connecting to {parsed.authority} took more than {connect_timeout} seconds"
+                f"connecting to {parsed.authority}{through} took more than "
+                f"{connect_timeout} seconds"
             ) from None
         async with stream:
             yield stream
@@ -177,93 +178,16 @@ def _prepare(
     return parsed, request
 
 
-async def _open_tcp(url: Url) -> trio.SocketStream:
-    try:
-        if _is_ipv4(url.host):
-            return await _connect_ipv4(url.host, url.port)
-        return await trio.open_tcp_stream(url.host, url.port)
-    except OSError as error:
-        raise HandshakeError(f"cannot connect to {url.authority}: {_why(error)}") from error
-
-
-def _is_ipv4(host: str) -> bool:
-    try:
-        socket.inet_pton(socket.AF_INET, host)
-    except OSError:
-        return False
-    return True
-
-
-async def _connect_ipv4(address: str, port: int) -> trio.SocketStream:
-    """As `trio.open_tcp_stream`, in less than half of the time: nothing is to be looked up.
-
-    (An IPv6 address may have a zone, which must be.)
-    """
-    sock = trio.socket.socket()
-    try:
-        await sock.connect((address, port))
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketStream(sock)
-
-
-def _why(error: BaseException) -> str:
-    """Why all attempts to connect have failed."""
-    reasons = dict.fromkeys(_reason(each) for each in _leaves(error))  # each of them once
-    return "; ".join(reasons)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    elif isinstance(error, OSError) and error.errno is None and error.__cause__ is not None:
-        yield from _leaves(error.__cause__)  # Trio says "all attempts to connect failed"
-    else:
-        yield error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message.removesuffix(".")
-    if isinstance(error, socket.gaierror):
-        nobody = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-        return "no such host" if error.errno in nobody else str(error.strerror)
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
-        name = os.strerror(error.errno)  # its own text may have the address, too
-        return name[:1].lower() + name[1:]
-    return str(error) or type(error).__name__
-
-
-_PLAIN_TEXT: Final = (  # how OpenSSL calls it
-    "WRONG_VERSION_NUMBER",
-    "RECORD_LAYER_FAILURE",
-    "HTTP_REQUEST",
-    "PACKET_LENGTH_TOO_LONG",
-)
-
-
 async def _start_tls(
     transport: trio.abc.Stream, url: Url, ssl_context: ssl.SSLContext | None
-) -> trio.SSLStream[trio.abc.Stream]:
-    try:
-        tls = trio.SSLStream(
-            transport,
-            ssl_context or ssl.create_default_context(),
-            server_hostname=url.server_name,
-            https_compatible=True,
-        )
-        await tls.do_handshake()
-    except (trio.BrokenResourceError, OSError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
-        if isinstance(cause, ssl.SSLError) and cause.reason in _PLAIN_TEXT:
-            why = "the server answered in plain text: ws://?"
-        elif cause is None or isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            why = "the server ended the connection in the TLS handshake"
-        else:
-            why = _reason(cause)
-        raise HandshakeError(f"no TLS with {url.authority}: {why}") from error
+) -> trio.abc.Stream:
+    tls = await start_tls(
+        transport,
+        ssl_context,
+        url.server_name,
+        url.authority,
+        hint=": use ws://",
+    )
     protocol = tls.selected_alpn_protocol()
     if protocol not in (None, "http/1.1"):
         raise HandshakeError(

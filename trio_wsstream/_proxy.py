@@ -22,17 +22,17 @@ import base64
 import logging
 import math
 import re
-import ssl
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import attrs
 import h11
-import idna
 import trio
 from trio_websocket import HandshakeError
 
+from ._connecting import authority_of, open_tcp, reason_of, start_tls
 from ._errors import ProxyRejected
+from ._url import split_authority
 
 _logger = logging.getLogger(__name__)
 
@@ -43,10 +43,6 @@ _PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "soc
 # The environment variables that may name a proxy, in the order in which they are asked. "_proxy" is
 # appended to each name. "socks" is no variable but a setting of macOS and Windows.
 _VARIABLES: Final = {"ws": ("ws", "http", "all", "socks"), "wss": ("wss", "https", "all", "socks")}
-
-_ADDRESS: Final = re.compile(  # an IPv6 address in brackets, or a name; and maybe a port
-    r"(?:\[([0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|([^\[\]:%\\]+))(?::([0-9]{0,5}))?"
-)
 
 _CREDENTIALS_PLACE: Final = "the proxy's URL, as in http://user:password@host:port"
 
@@ -78,7 +74,7 @@ class Proxy:
     @property
     def address(self) -> str:
         """Host and port of the proxy, for messages."""
-        return _authority(self.host, self.port)
+        return authority_of(self.host, self.port)
 
     @property
     def has_credentials(self) -> bool:
@@ -94,7 +90,7 @@ def find_proxy(proxy: str | None, scheme: str, host: str, port: int) -> Proxy | 
     Args:
       proxy (str or None): the argument of `open_ws_stream`.
       scheme (str): the scheme of the server's URL, "ws" or "wss".
-      host (str): the server's host.
+      host (str): the server's host, in ASCII.
       port (int): the server's port.
 
     Raises:
@@ -117,7 +113,7 @@ def _from_environment(scheme: str, host: str, port: int) -> Proxy | None:
     # An entry of no_proxy may be a host or a host and a port, and an IPv6 address may be without
     # brackets.
     name = host.rstrip(".")
-    if proxy_bypass(name) or proxy_bypass(_authority(name, port)):
+    if proxy_bypass(name) or proxy_bypass(authority_of(name, port)):
         return None
     proxies = getproxies()
     for variable in _VARIABLES[scheme]:
@@ -151,7 +147,10 @@ def _parse(url: str, what: str) -> Proxy:
             "in user and password, '/', '?', '#' and '%' must be percent-encoded"
         )
     user_info, _, address = parts.netloc.rpartition("@")
-    host, port = _parse_address(address, what)
+    try:
+        host, port = split_authority(address, _PORTS[parts.scheme])
+    except ValueError as error:
+        raise ValueError(f"{what} must have {error}") from None
     user, password = _parse_user_info(user_info, what)
     if parts.scheme in ("http", "https"):
         if ":" in user:
@@ -163,22 +162,7 @@ def _parse(url: str, what: str) -> Proxy:
             f"{what} must have a user and a password of 1 to 255 ASCII characters each, "
             "or neither (RFC 1929)"
         )
-    return Proxy(parts.scheme, host, port or _PORTS[parts.scheme], user, password)
-
-
-def _parse_address(address: str, what: str) -> tuple[str, int | None]:
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise ValueError(f"{what} must have a host, or a host and a port: host:port or [IPv6]:port")
-    port = int(match[3]) if match[3] else None
-    if port is not None and not 1 <= port <= 65535:
-        raise ValueError(f"{what} must have a port from 1 to 65535")
-    if match[1]:
-        return match[1].replace("%25", "%", 1), port  # RFC 6874
-    try:
-        return _to_ascii(match[2]), port
-    except UnicodeError:
-        raise ValueError(f"{what} must have a host that is a valid name (IDNA 2008)") from None
+    return Proxy(parts.scheme, host, port, user, password)
 
 
 def _parse_user_info(user_info: str, what: str) -> tuple[str, str]:
@@ -191,19 +175,11 @@ def _parse_user_info(user_info: str, what: str) -> tuple[str, str]:
         ) from None
 
 
-def _to_ascii(host: str) -> str:
-    return host if host.isascii() else idna.encode(host, uts46=True).decode()
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 # Through it
 
 
 async def open_through_proxy(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
-    """Connect to ``host`` and ``port`` through ``proxy``, and return the stream.
+    """Connect to ``host``, in ASCII, and ``port`` through ``proxy``, and return the stream.
 
     There is no timeout, so the caller must set one.
 
@@ -212,22 +188,22 @@ async def open_through_proxy(proxy: Proxy, host: str, port: int) -> trio.abc.Str
       trio_websocket.HandshakeError: the proxy cannot be reached, or its answer is not valid.
       ImportError: this is a SOCKS proxy, and python-socks is not installed.
     """
-    host = _to_ascii(host.partition("%")[0])  # A zone has a meaning on this machine only.
-    _logger.debug("connecting to %s through the proxy %s", _authority(host, port), proxy.address)
+    host = host.partition("%")[0]  # A zone has a meaning on this machine only.
+    _logger.debug("connecting to %s through the proxy %s", authority_of(host, port), proxy.address)
     if proxy.scheme in ("http", "https"):
-        return await _open_http(proxy, _authority(host, port))
+        return await _open_http(proxy, authority_of(host, port))
     return await _open_socks(proxy, host, port)
 
 
 async def _open_http(proxy: Proxy, target: str) -> trio.abc.Stream:
-    transport: trio.abc.Stream
-    try:
-        transport = await trio.open_tcp_stream(proxy.host, proxy.port)
-    except OSError as error:
-        raise _unreachable(proxy, error) from error
+    name = f"the proxy {proxy.address}"
+    transport: trio.abc.Stream = await open_tcp(proxy.host, proxy.port, name)
     try:
         if proxy.scheme == "https":
-            transport = await _start_tls(proxy, transport)
+            # With Python's default settings. The caller's ssl_context is for the server: it may
+            # have a client certificate, or trust a private authority.
+            server_name = proxy.host.partition("%")[0].rstrip(".")
+            transport = await start_tls(transport, None, server_name, name, hint=": use http://")
         rest = await _ask_for_tunnel(proxy, transport, target)
     except trio.BrokenResourceError as error:
         await trio.aclose_forcefully(transport)
@@ -236,26 +212,6 @@ async def _open_http(proxy: Proxy, target: str) -> trio.abc.Stream:
         await trio.aclose_forcefully(transport)
         raise
     return trio.StapledStream(transport, _AfterHead(rest, transport)) if rest else transport
-
-
-async def _start_tls(proxy: Proxy, transport: trio.abc.Stream) -> trio.abc.Stream:
-    """Start TLS with the proxy.
-
-    It uses Python's default settings and not the caller's ``ssl_context``. That is for the server,
-    and may have a client certificate or trust a private authority.
-    """
-    context = ssl.create_default_context()
-    try:
-        tls = trio.SSLStream(
-            transport, context, server_hostname=proxy.host.rstrip("."), https_compatible=True
-        )
-        await tls.do_handshake()
-    except (
-        trio.BrokenResourceError,
-        ValueError,
-    ) as error:  # ValueError: the host's name is not valid
-        raise HandshakeError(f"no TLS with the proxy {proxy.address}: {_why(error)}") from error
-    return tls
 
 
 async def _ask_for_tunnel(proxy: Proxy, transport: trio.abc.Stream, target: str) -> bytes:
@@ -353,15 +309,16 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
     try:
         stream = await client.connect(host, port, timeout=math.inf)
     except ProxyConnectionError as error:
-        raise _unreachable(proxy, error.__cause__ or error) from error
+        why = reason_of(error.__cause__ or error)
+        raise HandshakeError(f"cannot connect to the proxy {proxy.address}: {why}") from error
     except ProxyError as error:
         reason = str(error)
         if error.error_code is None and not proxy.has_credentials:
             reason += f"; if it needs a user and a password, put them into {_CREDENTIALS_PLACE}"
-        raise ProxyRejected(proxy.address, _authority(host, port), None, reason) from error
+        raise ProxyRejected(proxy.address, authority_of(host, port), None, reason) from error
     except OSError as error:  # With "socks5", this machine resolves the name.
         raise HandshakeError(
-            f"{host} is not known on this machine: {_why(error)}; "
+            f"{host} is not known on this machine: {reason_of(error)}; "
             "with socks5h:// the proxy resolves the name"
         ) from error
     except trio.BrokenResourceError as error:
@@ -371,20 +328,8 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
     return stream.trio_stream
 
 
-def _unreachable(proxy: Proxy, error: BaseException) -> HandshakeError:
-    return HandshakeError(f"cannot connect to the proxy {proxy.address}: {_why(error)}")
-
-
 def _broken(proxy: Proxy, error: trio.BrokenResourceError) -> HandshakeError:
-    return HandshakeError(f"the connection to the proxy {proxy.address} broke: {_why(error)}")
-
-
-def _why(error: BaseException) -> str:
-    """Return in words why an operation of Trio failed, as the operating system says it."""
-    cause = error.__cause__ or error
-    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
-    reasons = [getattr(each, "strerror", None) or str(each) for each in causes]
-    return "; ".join(dict.fromkeys(reasons))
+    return HandshakeError(f"the connection to the proxy {proxy.address} broke: {reason_of(error)}")
 
 
 class _AfterHead(trio.abc.ReceiveStream):

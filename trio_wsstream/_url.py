@@ -23,7 +23,7 @@ _URL: Final = re.compile(
 _AUTHORITY: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?")
 _LABEL: Final = re.compile(r"[0-9A-Za-z_]([-0-9A-Za-z_]{0,61}[0-9A-Za-z_])?")
 _MAX_NAME: Final = 253  # characters, without a dot at the end (RFC 1035, 2.3.4)
-_PORTS: Final = {"ws": 80, "wss": 443, "http": 80, "https": 443}
+_PORTS: Final = {"ws": 80, "wss": 443}
 
 
 class Url(NamedTuple):
@@ -75,7 +75,10 @@ def parse_url(url: object) -> Url:
     resource = (path or "/") + (query or "")
     if not re.fullmatch("[!-~]*", resource):
         raise ValueError(f"url must have its path and query percent-encoded: {about!r}")
-    host, port = split_authority(scheme, authority)
+    try:
+        host, port = split_authority(authority, _PORTS[scheme])
+    except ValueError as error:
+        raise ValueError(f"url must have {error}: {about!r}") from error.__cause__
     bare = host.partition("%")[0]
     named = f"[{bare}]" if ":" in bare else bare
     if port != _PORTS[scheme]:
@@ -83,29 +86,29 @@ def parse_url(url: object) -> Url:
     return Url(scheme == "wss", host, port, named, bare.rstrip("."), resource)
 
 
-def split_authority(scheme: str, authority: str) -> tuple[str, int]:
+def split_authority(authority: str, default_port: int) -> tuple[str, int]:
     """Return the host, in ASCII, and the port of a URL's authority.
 
     Args:
-      scheme (str): the scheme of the URL. Its default port is used if the authority has no port.
       authority (str): host and port of the URL, without a user.
+      default_port (int): the port if the authority has none.
 
     Raises:
-      ValueError: the host or the port is missing or not valid.
+      ValueError: the host or the port is missing or not valid. The text says what the URL must
+          have, and quotes nothing of it.
     """
-    about = f"{scheme}://{authority}"[:300]
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
-        raise ValueError(f"url must have a host, or a host and a port (host:port): {about!r}")
+        raise ValueError("a host, or a host and a port (host:port)")
     host, digits = match.groups()
     if not host:
-        raise ValueError(f"url must have a host: {about!r}")
-    port = int(digits) if digits and len(digits) < 7 else _PORTS[scheme] if not digits else 0
+        raise ValueError("a host")
+    port = int(digits[:7]) if digits else default_port
     if not 1 <= port <= 65535:
-        raise ValueError(f"url must have a port from 1 to 65535: {about!r}")
+        raise ValueError("a port from 1 to 65535")
     if host.startswith("["):
-        return _check_address(host[1:-1], about), port
-    return _check_name(host, about), port
+        return _check_address(host[1:-1]), port
+    return _check_name(host), port
 
 
 def _name_of(character: str) -> str:
@@ -114,7 +117,7 @@ def _name_of(character: str) -> str:
     )
 
 
-def _check_address(address: str, about: str) -> str:
+def _check_address(address: str) -> str:
     """Return an IPv6 address, followed by ``%`` and its zone if there is one.
 
     In a URL the zone is separated by ``%25`` (RFC 6874).
@@ -125,13 +128,13 @@ def _check_address(address: str, about: str) -> str:
     try:
         socket.inet_pton(socket.AF_INET6, bare)
     except (OSError, ValueError):
-        raise ValueError(f"url must have an IPv6 address in its brackets: {about!r}") from None
+        raise ValueError("an IPv6 address in its brackets") from None
     if percent and not re.fullmatch(r"[-.~_0-9A-Za-z]+", zone):
-        raise ValueError(f"url must have the name of an interface after %25: {about!r}")
+        raise ValueError("the name of an interface after %25")
     return bare + percent + zone
 
 
-def _check_name(name: str, about: str) -> str:
+def _check_name(name: str) -> str:
     """Return the name of a host, or an IPv4 address, in ASCII (RFC 5890, UTS 46)."""
     if not name.isascii():
         import idna  # Imported here, because most programs do not need it.
@@ -139,16 +142,14 @@ def _check_name(name: str, about: str) -> str:
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except idna.IDNAError as error:
-            raise ValueError(f"url must have a valid host name: {about!r}: {error}") from error
+            raise ValueError("a valid host name") from error
     name = name.lower()
     bare = name.removesuffix(".")
     if len(bare) > _MAX_NAME:
-        raise ValueError(f"url must have a host of at most {_MAX_NAME} characters: {about!r}")
+        raise ValueError(f"a host of at most {_MAX_NAME} characters")
     for label in bare.split("."):
         if len(label) > 63:
-            raise ValueError(
-                f"url must have a host with at most 63 characters between its dots: {about!r}"
-            )
+            raise ValueError("a host with at most 63 characters between its dots")
         if not _LABEL.fullmatch(label):
-            raise ValueError(f"url must have a valid host name: {about!r}")
+            raise ValueError("a valid host name")
     return name
