@@ -126,9 +126,14 @@ def floods(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure throughput, round trips and memory beside a bare TCP stream, in some minutes."""
+    """Measure throughput, round trips and memory beside a bare TCP stream, in some minutes.
+
+    Without arguments, it compares the program to other tunnels, too.
+    """
     session.install(".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks.tunnels")
 
 
 @nox.session
