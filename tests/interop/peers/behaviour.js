@@ -89,7 +89,7 @@ exports.behave = function (url, ws, stream) {
     '/flood': () => {
       send(crypto.randomBytes(65536), (error) => {
         if (error) late = error.code || error.message
-        else behaviours['/flood']()
+        else setImmediate(behaviours['/flood']) // after what has come has been read
       })
     },
     '/close': () => {
