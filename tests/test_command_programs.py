@@ -139,6 +139,21 @@ async def test_what_cannot_be_connected_to_is_exit_code_3_and_is_told() -> None:
     assert b"secret" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--proxy=foo://u:hidden@x", b"proxy must begin with"),
+        ("--subprotocol=a b", b"must be a token"),
+    ],
+)
+async def test_a_value_that_only_the_library_can_judge_is_exit_code_2(
+    option: str, message: bytes
+) -> None:
+    done = await run("connect", "ws://127.0.0.1:1/", option, code=2)
+    assert message in done.stderr
+    assert b"hidden" not in done.stderr
+
+
 async def test_connect_ends_when_the_server_does_and_stdin_need_not() -> None:
     async def wait_for_ping(stream: WsByteStream) -> None:
         assert isinstance(await stream.subscribe().receive(), PingReceived)
@@ -259,6 +274,15 @@ async def test_an_open_relay_is_refused_with_exit_code_2_and_its_socket_is_remov
 ) -> None:
     done = await run("serve", "0.0.0.0:0", "localhost:1", code=2)
     assert b"Give --token-file or --client-ca to say who may, or --open" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--origin=http://host/", b"no path"), ("--subprotocol=a b", b"subprotocol")],
+)
+async def test_what_no_client_can_send_is_exit_code_2(option: str, message: bytes) -> None:
+    assert message in (await run("serve", "0", "localhost:1", option, code=2)).stderr
+    assert message in (await run("serve", "0", "localhost:1", option, "--workers=2", code=2)).stderr
 
 
 # check

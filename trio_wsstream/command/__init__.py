@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from . import log
 from .options import UsageError, parse
 
-CODES = {"ended": 0, "failed": 1, "usage": 2, "unreachable": 3}
-"""What the exit code says."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -35,5 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = job.run(options)
     except UsageError as error:
         print(f"trio-wsstream: {error}", file=sys.stderr)
-        code = CODES["usage"]
+        code = 2
+    except KeyboardInterrupt:  # before anything waits for signals
+        code = 130
     return code

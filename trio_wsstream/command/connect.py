@@ -71,5 +71,5 @@ async def _carry(
             raise
         why = client.why_not(options, error)
         log.fail("unreachable", f"cannot connect to {connection.target}: {why}")
-        return 3
+        return 2 if isinstance(error, ValueError) else 3  # of an argument, or of the network
     return 0 if is_whole else 1

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionRejected
 
-from trio_wsstream import WsByteStream, WsRequest, serve_ws
+from trio_wsstream import WsByteStream, WsListener, WsRequest, serve_ws
 
 from . import addresses, life, log
 from .addresses import Address
@@ -42,8 +42,35 @@ def run(options: argparse.Namespace) -> int:
     if options.token_file is not None:
         read_tokens(options.token_file)
     return life.run(
-        options.address, partial(Gateway, options), partial(check_open, options), options.workers
+        options.address, partial(Gateway, options), partial(_check, options), options.workers
     )
+
+
+def _check(options: argparse.Namespace, sockets: list[socket.socket]) -> None:
+    check_open(options, sockets)
+    trio.run(_check_values, options, sockets[0])
+
+
+async def _check_values(options: argparse.Namespace, sock: socket.socket) -> None:
+    """Have the library say what is wrong, before anything is served."""
+    async with trio.open_nursery() as nursery:
+        try:
+            WsListener(life.Listener(sock), nursery, **_settings(options))
+        except ValueError as error:
+            wrong: UsageError | None = UsageError(str(error))
+        else:
+            wrong = None
+    if wrong is not None:
+        raise wrong
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "subprotocols": options.subprotocol,
+        "allowed_origins": [None, *options.origin],
+        "connect_timeout": _HANDSHAKE + options.connect_timeout,
+        "config": options.config,
+    }
 
 
 def check_open(options: argparse.Namespace, sockets: list[socket.socket]) -> None:
@@ -110,10 +137,7 @@ class Gateway(life.Server):
         await serve_ws(
             self._carry,
             listeners=served,
-            subprotocols=options.subprotocol,
-            allowed_origins=[None, *options.origin],
-            connect_timeout=_HANDSHAKE + options.connect_timeout,
-            config=options.config,
+            **_settings(options),
             accept=self._admit,
             http=self._answer,
             on_refused=self._tell_refused,

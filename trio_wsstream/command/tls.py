@@ -85,6 +85,7 @@ def _load(what: str, load: Any, path: str, *more: Any) -> None:
         hints = {
             "KEY_VALUES_MISMATCH": "the private key does not belong to the certificate",
             "NO_START_LINE": "there is nothing of this kind in PEM",
+            "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in PEM in it",
             "PEM_LIB": "it is not PEM, or the private key is missing; --key names it",
         }
         text = hints.get(reason.replace(" ", "_").upper(), reason)
