@@ -124,18 +124,23 @@ class TestXNet(Checks):
 # A tunnel of two pumps, with NetConn; our stream is its other half.
 
 
-async def test_a_tunnel_of_two_pumps_in_front_of_tcp() -> None:
+@pytest.fixture
+def pumps_command() -> list[str | Path]:
+    return built_peer("go", "pumps")
+
+
+async def test_a_tunnel_of_two_pumps_in_front_of_tcp(pumps_command: list[str | Path]) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    command = [*built_peer("go", "pumps"), "serve"]
-    command += [f"127.0.0.1:{listener.socket.getsockname()[1]}"]
+    target = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    command = [*pumps_command, "serve", target]
     async with listener, running(command, "listening on") as pumps:
         url = f"ws://127.0.0.1:{await port_of(pumps)}/"
         async with open_ws_stream(url) as stream, await listener.accept() as tcp:
             await echo_odd_sizes(stream, tcp)
 
 
-async def test_a_tunnel_of_two_pumps_behind_tcp() -> None:
-    command = [*built_peer("go", "pumps"), "listen"]
+async def test_a_tunnel_of_two_pumps_behind_tcp(pumps_command: list[str | Path]) -> None:
+    command = [*pumps_command, "listen"]
     async with (
         serve_streams() as (port, streams),
         running([*command, f"ws://127.0.0.1:{port}/"], "listening on") as pumps,

@@ -10,7 +10,7 @@ import trio
 
 from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
 
-from .checks import SIZES, Checks, HalfClose, greet, sha256
+from .checks import Checks, HalfClose, greet, sha256
 from .conftest import Meet
 from .peer import built_peer
 
@@ -49,18 +49,9 @@ class TestJavaWebSocket(Checks):
 
     @pytest.mark.parametrize("tls", [False, True])
     async def test_bytes_both_ways_at_once(self, meet: Meet, role: str, tls: bool) -> None:
-        """With TLS its server stalls now and then; it does not when the two sides take turns."""
-        if not (tls and role == "server"):
-            await super().test_bytes_both_ways_at_once(meet, tls)
-            return
-        async with meet("/echo", tls=tls) as met:
-            for size in SIZES[1:]:
-                data = os.urandom(size)
-                await met.stream.send_all(data)
-                received = b""
-                while len(received) < size:
-                    received += await met.stream.receive_some()
-                assert received == data
+        if tls and role == "server":
+            pytest.skip("its server with TLS stalls now and then: docs/peers.rst")
+        await super().test_bytes_both_ways_at_once(meet, tls)
 
 
 class TestNettyServer(Checks):

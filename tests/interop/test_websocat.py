@@ -33,6 +33,12 @@ async def meet(side: str, config: StreamConfig = StreamConfig()) -> AsyncGenerat
             yield ends
 
 
+@pytest.fixture(autouse=True)
+def websocat() -> None:
+    """Skip here if it is missing: what a test raises among its tasks comes out in a group."""
+    built_peer("rust", "websocat")
+
+
 async def connect(port: int) -> trio.SocketStream:
     """As soon as it listens, of which it says nothing."""
     while True:

@@ -3,7 +3,7 @@
 //	pumps serve host:port    a WebSocket server; each connection goes on to TCP
 //	pumps listen url         a TCP server; each connection goes on to a WebSocket
 //
-// It says which port of 127.0.0.1 it listens on.
+// It says where it listens.
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 	kind, target := os.Args[1], os.Args[2]
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	behaviour.Check(err)
-	fmt.Println("listening on 127.0.0.1 port", listener.Addr().(*net.TCPAddr).Port)
+	fmt.Println("listening on", listener.Addr())
 
 	if kind == "serve" {
 		log.Fatal(http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
