@@ -53,7 +53,8 @@ def show_private_constants(
     """Show the value of a default such as ``_MAX_PENDING``, whose name readers do not know."""
     if not signature:
         return None
-    names = vars(sys.modules[obj.__module__])
+    function = obj.__init__ if isinstance(obj, type) else obj
+    names = getattr(function, "__globals__", {})
     return re.sub(r"(?<== )_[A-Z_]+\b", lambda found: repr(names[found[0]]), signature), returns
 
 

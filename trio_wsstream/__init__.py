@@ -74,15 +74,16 @@ def __getattr__(name: str) -> object:
     if name in ("WsListener", "serve_ws"):
         from . import _serve
 
-        return _found_here(name, getattr(_serve, name))
+        for each in "WsListener", "serve_ws":
+            _found_here(each, getattr(_serve, each))
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _found_here(name: str, public: Any) -> Any:
+def _found_here(name: str, public: Any) -> None:
     """Tracebacks and pickles shall name the place where users find it."""
     public.__module__ = __name__
     globals()[name] = public
-    return public
 
 
 for _name in __all__:

@@ -20,11 +20,11 @@ from typing import Any, final
 import trio
 import trio.testing
 
-from . import _takeover
+from . import _takeover, serve_ws
 from ._checks import check_seconds
 from ._config import StreamConfig
 from ._open import open_nursery, open_ws_stream
-from ._serve import Handler, serve_ws
+from ._serve import Handler
 from ._stream import WsByteStream
 
 __all__ = ["FaultyStream", "MemoryListener", "ws_server", "ws_stream_pair"]
