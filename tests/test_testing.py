@@ -224,6 +224,18 @@ async def test_after_a_silence_everything_arrives(autojump_clock: MockClock) -> 
         assert await client.receive_some() == b"two"
 
 
+async def test_a_second_silence_is_the_same_silence() -> None:
+    transport, other = faulty_pair()
+    transport.silence()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.receive_some)
+        await wait_all_tasks_blocked()
+        transport.silence()
+        await other.send_all(b"x")
+        with trio.fail_after(5):
+            await transport.resume()
+
+
 async def test_a_slow_transport_takes_its_time(autojump_clock: MockClock) -> None:
     transport, other = faulty_pair()
     async with ws_stream_pair(transports=(transport, other)) as (client, server):

@@ -183,7 +183,8 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 
     def silence(self) -> None:
         """Let nothing pass in either direction, as over a dead link: sends succeed all the same."""
-        self._passes = trio.Event()
+        if self._passes.is_set():
+            self._passes = trio.Event()
 
     async def resume(self) -> None:
         """End the silence: what was sent meanwhile arrives."""
