@@ -227,12 +227,12 @@ async def test_after_a_silence_everything_arrives(autojump_clock: MockClock) -> 
 async def test_a_second_silence_is_the_same_silence() -> None:
     transport, other = faulty_pair()
     transport.silence()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.receive_some)
-        await wait_all_tasks_blocked()
-        transport.silence()
-        await other.send_all(b"x")
-        with trio.fail_after(5):
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.receive_some)
+            await wait_all_tasks_blocked()
+            transport.silence()
+            await other.send_all(b"x")
             await transport.resume()
 
 
