@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "trio_wsstream"
+import trio_wsstream
+
+PACKAGE = Path(trio_wsstream.__file__).parent
 WITHOUT_IO = ["_frames", "_masking", "_protocol", "_keepalive", "_read_size", "_events"]
 ABOVE_THE_STREAM = {"__init__", "_open", "_serve", "anyio", "_bridge", "testing"}
 """The only modules of the package that may know `_stream`."""

@@ -354,7 +354,7 @@ class WsRequest(WebSocketRequest):
             ],
         )
         super().__init__(_takeover.new_connection(transport, client=False), event)
-        self.state = SimpleNamespace()
+        self.state: SimpleNamespace = SimpleNamespace()
         self._transport = transport
         (self._key,) = head.fields[b"sec-websocket-key"]
         self._glued = glued

@@ -60,7 +60,7 @@ class Report:
 
     def __init__(self, options: argparse.Namespace, *, tells: bool) -> None:
         self.steps: list[Step] = []
-        self.advice = ""
+        self.advice: str = ""
         self._options = options
         self._tells = tells
 

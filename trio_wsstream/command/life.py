@@ -44,7 +44,7 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         self._name = name_of(sock)
         self._is_short = False
-        self.socket = self._listener.socket
+        self.socket: trio.socket.SocketType = self._listener.socket
 
     async def accept(self) -> trio.SocketStream:
         while True:

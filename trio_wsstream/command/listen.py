@@ -35,9 +35,9 @@ class LocalServer(life.Server):
     """Carries whatever connects to the server of the options."""
 
     def __init__(self, options: argparse.Namespace, counters: Counters, _: int | None) -> None:
-        self.options = options
-        self.connections = Connections(options.max_connections, counters)
-        self.drain_timeout = options.drain_timeout
+        self.options: argparse.Namespace = options
+        self.connections: Connections = Connections(options.max_connections, counters)
+        self.drain_timeout: float = options.drain_timeout
 
     async def serve(
         self,

@@ -97,10 +97,10 @@ class Gateway(life.Server):
     refuses_while_draining = True
 
     def __init__(self, options: argparse.Namespace, counters: Counters, worker: int | None) -> None:
-        self.options = options
-        self.connections = Connections(options.max_connections, counters, worker)
-        self.drain_timeout = options.drain_timeout
-        self.answers_while_draining = options.health is not None
+        self.options: argparse.Namespace = options
+        self.connections: Connections = Connections(options.max_connections, counters, worker)
+        self.drain_timeout: float = options.drain_timeout
+        self.answers_while_draining: bool = options.health is not None
         self._routes: dict[str, Address] = dict(options.route)
         self._tokens: dict[str, bytes] | None = None
         self._tls: list[TlsListener] = []
