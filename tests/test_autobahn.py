@@ -228,7 +228,9 @@ async def send_back(stream: WsByteStream) -> bytes:
 )
 @pytest.mark.parametrize("message", [BINARY, TEXT], ids=["binary", "text"])
 @SIDES
-async def test_case(number: str, message: int, client: bool) -> None:
+async def test_a_case_of_autobahn_gets_the_expected_answer(
+    number: str, message: int, client: bool
+) -> None:
     script = SCRIPTS[message][number]
     said = list(itertools.chain(*script.parts))
     before_the_end = list(itertools.takewhile(lambda said: said[0] == message, script.ending))
@@ -253,7 +255,7 @@ async def test_case(number: str, message: int, client: bool) -> None:
         assert stream.closed.error.close_code == script.code
 
 
-def test_every_case_that_is_to_be_rewritten_is() -> None:
+def test_every_case_that_needs_rewriting_was_rewritten() -> None:
     assert sorted(SCRIPTS[BINARY]) == sorted(c.number for c in read_cases() if c.is_rewritten)
 
 

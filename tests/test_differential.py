@@ -353,7 +353,7 @@ def exchanges(draw: st.DrawFn, *, masked: bool) -> bytes:
 @SIDES
 @settings(deadline=None, max_examples=300)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 200), max_size=8))
-def test_all_make_the_same_of_an_exchange(
+def test_all_libraries_agree_on_an_exchange(
     client: bool, drawn: st.DataObject, cuts: list[int]
 ) -> None:
     check_that_all_agree(drawn.draw(exchanges(masked=not client)), cuts, client=client)
@@ -362,14 +362,14 @@ def test_all_make_the_same_of_an_exchange(
 @SIDES
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.data())
-def test_all_make_the_same_of_a_close(client: bool, drawn: st.DataObject) -> None:
+def test_all_libraries_agree_on_a_close(client: bool, drawn: st.DataObject) -> None:
     check_that_all_agree(drawn.draw(closes(masked=not client)), [], client=client)
 
 
 @SIDES
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 40), max_size=4))
-def test_all_make_the_same_of_text_that_is_not_utf8(
+def test_all_libraries_agree_on_text_that_is_not_utf8(
     client: bool, drawn: st.DataObject, cuts: list[int]
 ) -> None:
     frames = drawn.draw(messages(TEXT, wrong_texts, masked=not client))
@@ -377,7 +377,7 @@ def test_all_make_the_same_of_text_that_is_not_utf8(
 
 
 @SIDES
-def test_all_make_the_same_of_each_close_code(client: bool) -> None:
+def test_all_libraries_agree_on_each_close_code(client: bool) -> None:
     for code in [0, *range(990, 1020), 2999, 3000, 4999, 5000, 65535]:
         data = frame(CLOSE, close_payload(code, "why"), masked=not client)
         check_that_all_agree(data, [], client=client)
@@ -385,7 +385,7 @@ def test_all_make_the_same_of_each_close_code(client: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rest", [b"", bytes(4)], ids=["header", "masked or of four bytes"])
-def test_all_make_the_same_of_any_two_first_bytes(rest: bytes) -> None:
+def test_all_libraries_agree_on_any_two_first_bytes(rest: bytes) -> None:
     for first, second in itertools.product(range(256), (0, 4, 126, 127, 128, 132, 254, 255)):
         for client in (False, True):
             check_that_all_agree(bytes((first, second)) + rest, [], client=client)
@@ -433,7 +433,9 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize(("data", "ends"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_the_others_do_otherwise(data: bytes, ends: tuple[Closed | Failed | None, ...]) -> None:
+def test_known_differences_from_other_libraries_still_exist(
+    data: bytes, ends: tuple[Closed | Failed | None, ...]
+) -> None:
     endpoints = (Ours(client=True), Websockets(client=True), Wsproto(client=True))
     assert tuple(fed(endpoint, [data]).end for endpoint in endpoints) == ends
     check_that_all_agree(data, [], client=True)
@@ -471,7 +473,7 @@ def says(protocol: Protocol, opcode: int, payload: bytes) -> bytes:
     ),
     close=valid_closes,
 )
-def test_all_make_the_same_of_what_we_say(
+def test_all_libraries_agree_on_what_we_send(
     client: bool, frames: list[tuple[int, bytes]], close: Close
 ) -> None:
     protocol = Ours(client=client).protocol

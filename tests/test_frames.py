@@ -150,7 +150,7 @@ def test_a_fragmented_message_comes_out_one_byte_at_a_time_and_pings_with_it(
 
 
 @SIDES
-def test_what_a_frame_may_be_is_known_again_after_each_message(client: bool) -> None:
+def test_the_legal_first_bytes_change_with_each_message(client: bool) -> None:
     message = [(BINARY, b"a", False), (CONT, b"b", True), (TEXT, b"c", False), (CONT, b"d", True)]
     data = b"".join(
         frame(opcode, payload, fin=fin, masked=not client) for opcode, payload, fin in message * 2
@@ -180,7 +180,7 @@ def test_text_that_is_a_whole_chunk_is_handed_on_uncopied() -> None:
     assert seen.payload is chunk
 
 
-def test_a_long_piece_of_text_is_bytes() -> None:
+def test_a_long_piece_of_text_is_a_bytes_object() -> None:
     decoder = Decoder(client=True)
     decoder.feed(encode_header(FIN | TEXT, 90_000) + b"t" * 40_000)
     first = decoder.decode([])
@@ -194,7 +194,7 @@ def test_a_long_piece_of_text_is_bytes() -> None:
 @SIDES
 @pytest.mark.parametrize("cut", [20_000, 70_000, 70_014])
 @pytest.mark.parametrize("unfinished", [b"", b"\x82"])
-def test_what_is_decoded_is_let_go(unfinished: bytes, cut: int, client: bool) -> None:
+def test_decoded_bytes_are_not_kept(unfinished: bytes, cut: int, client: bool) -> None:
     """A stream that is idle after a long read keeps none of it."""
     decoder = Decoder(client=client)
     data = frame(BINARY, bytes(70_000), masked=not client)[:cut] + unfinished
@@ -207,7 +207,7 @@ def test_what_is_decoded_is_let_go(unfinished: bytes, cut: int, client: bool) ->
     assert sys.getrefcount(data) == before
 
 
-def test_a_bytearray_may_be_reused_once_it_was_fed() -> None:
+def test_a_bytearray_can_be_reused_after_it_was_fed() -> None:
     decoder = Decoder(client=True)
     data = bytearray(frame(BINARY, b"payload", masked=False))
     decoder.feed(data)
@@ -554,7 +554,7 @@ def streams(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=300)
 @given(data=streams(), cuts=st.lists(st.integers(0, 100), max_size=8))
-def test_byte_at_a_time_and_all_at_once_are_the_same(data: bytes, cuts: list[int]) -> None:
+def test_bytes_fed_singly_decode_like_bytes_fed_at_once(data: bytes, cuts: list[int]) -> None:
     whole = decode([data], client=True)
     assert decode(one_by_one(data), client=True) == whole
     assert decode(chop(data, cuts), client=True) == whole
@@ -566,7 +566,7 @@ def test_byte_at_a_time_and_all_at_once_are_the_same(data: bytes, cuts: list[int
 @pytest.mark.parametrize("length", [*LENGTHS[1:], 8191, 8192, 100_000])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @SIDES
-def test_one_message_no_more_and_no_less_is_its_payload(
+def test_decode_message_returns_the_payload_of_exactly_one_message(
     length: int, kind: Callable[[bytes], bytes | bytearray], client: bool
 ) -> None:
     decoder = Decoder(client=client)
@@ -614,7 +614,7 @@ def not_one_message(*, client: bool) -> list[bytes]:
 
 
 @SIDES
-def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
+def test_decode_message_leaves_anything_else_to_decode(client: bool) -> None:
     for data in not_one_message(client=client):
         decoder = Decoder(client=client)
         assert decoder.decode_message(data) is None
@@ -632,7 +632,7 @@ def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
     ],
     ids=["part of a header", "part of a frame", "a fragment", "part of a ping"],
 )
-def test_nor_is_one_that_comes_behind_something_unfinished(
+def test_decode_message_leaves_a_message_after_unfinished_bytes_to_decode(
     before: Callable[[bool], bytes], client: bool
 ) -> None:
     decoder = Decoder(client=client)
@@ -642,7 +642,7 @@ def test_nor_is_one_that_comes_behind_something_unfinished(
 
 @settings(deadline=None, max_examples=300)
 @given(data=streams())
-def test_what_is_taken_for_one_message_is_what_would_have_been_decoded(data: bytes) -> None:
+def test_decode_message_returns_what_decode_would_have_decoded(data: bytes) -> None:
     message = Decoder(client=True).decode_message(data)
     assert message is None or decode([data], client=True) == (message, [], None)
 
@@ -756,7 +756,9 @@ def test_masking_falls_back_to_python(
 
 
 @pytest.mark.parametrize(("payload", "key", "masked"), MASK_AS_THE_RFC_HAS_IT)
-def test_masking_is_in_c_where_it_is_to_be_had(payload: bytes, key: bytes, masked: bytes) -> None:
+def test_masking_is_in_c_if_websockets_has_its_extension(
+    payload: bytes, key: bytes, masked: bytes
+) -> None:
     speedups = pytest.importorskip("websockets.speedups")
     assert apply_mask is speedups.apply_mask
     assert apply_mask(payload, key) == masked
@@ -765,7 +767,7 @@ def test_masking_is_in_c_where_it_is_to_be_had(payload: bytes, key: bytes, maske
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @settings(deadline=None)
 @given(payload=st.binary(max_size=100), key=st.binary(min_size=4, max_size=4))
-def test_both_ways_of_masking_agree_and_mask_twice_is_none(
+def test_both_ways_of_masking_agree_and_masking_twice_changes_nothing(
     kind: Callable[[bytes], Buffer], payload: bytes, key: bytes
 ) -> None:
     from websockets.utils import apply_mask as in_python

@@ -442,7 +442,7 @@ async def test_a_101_may_come_after_a_100_and_before_a_frame(
             await trio.aclose_forcefully(stream)
 
 
-async def test_a_second_101_is_no_frame() -> None:
+async def test_a_second_101_response_is_not_taken_for_a_frame() -> None:
     async def run(transport: Any, head: bytes) -> None:
         await transport.send_all(server_handshake(head) * 2)
 

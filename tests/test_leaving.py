@@ -56,7 +56,7 @@ async def check_spent(
 @pytest.mark.parametrize("use", SPEND.values(), ids=SPEND)
 @pytest.mark.parametrize("queued", [0, 1, 3])
 @SIDES
-async def test_a_spent_connection_says_who_took_it(
+async def test_a_connection_that_was_taken_over_says_so_when_it_is_used(
     client: bool,
     queued: int,
     use: Callable[[WebSocketConnection], Awaitable[object]],
@@ -80,7 +80,9 @@ async def test_a_spent_connection_says_who_took_it(
 
 
 @SIDES
-async def test_who_waits_for_a_message_at_the_takeover_is_told_at_once(client: bool) -> None:
+async def test_a_task_that_waits_for_a_message_at_the_takeover_is_told_at_once(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(check_spent, our.connection, SPEND["get_message"])
@@ -140,7 +142,9 @@ async def test_the_connection_tells_the_real_code_and_reason_in_the_end(
 
 
 @SIDES
-async def test_a_stream_that_we_drop_was_not_lost(client: bool) -> None:
+async def test_a_stream_that_this_side_drops_does_not_report_a_lost_connection(
+    client: bool,
+) -> None:
     """Although a task of ours, in the transport, finds it gone."""
     async with meeting(client=client) as our:
         stream, happened = our.take_over()
@@ -449,7 +453,7 @@ async def send_too_much(stream: WsByteStream) -> None:
     ],
 )
 @every_home
-async def test_leaving_ends_everything_at_once(
+async def test_leaving_a_block_ends_everything_at_once(
     home: Home, body: Body, peer: Peer, closed: StreamClosed | None
 ) -> None:
     stream = await leave(home, body, peer)
@@ -466,7 +470,7 @@ async def test_leaving_ends_everything_at_once(
     ],
 )
 @every_home
-async def test_leaving_takes_no_longer_than_close_timeout(
+async def test_leaving_a_block_takes_no_longer_than_close_timeout(
     home: Home, body: Body, peer: Peer, clock_that_jumps: MockClock
 ) -> None:
     started_at = trio.current_time()

@@ -285,7 +285,7 @@ async def test_a_name_that_only_the_proxy_knows_is_its_to_resolve(proxy_scheme: 
         await assert_echoes(f"ws://inside.invalid:{port}/", proxy)
 
 
-async def test_socks5_resolves_names_here() -> None:
+async def test_socks5_resolves_names_on_this_machine() -> None:
     proxy = SocksProxy()
     async with echo_server() as port, proxy_server(proxy) as proxy_port:
         await assert_echoes(f"ws://localhost:{port}/", f"socks5://127.0.0.1:{proxy_port}")
@@ -452,7 +452,7 @@ NO_BASIC: Final = "offers no Basic authentication"
         ("me:s3cret@", [b'Basic realm="inside"'], NOT_ACCEPTED),
     ],
 )
-async def test_a_407_says_what_is_missing(
+async def test_an_error_for_status_407_says_what_is_missing(
     user_info: str, challenges: list[bytes], said: str
 ) -> None:
     lines = [b"HTTP/1.1 407 Proxy Authentication Required"]
@@ -524,7 +524,7 @@ async def test_a_wrong_password_for_socks_is_a_rejection_that_does_not_show_it()
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70000 + b"\r\n\r\n", "head of more than 65536 bytes"),
     ],
 )
-async def test_what_is_no_http_fails_at_once_and_the_transport_is_closed(
+async def test_an_answer_that_is_not_http_fails_at_once_and_the_transport_is_closed(
     answer: bytes, said: str | None
 ) -> None:
     """``None``: once the proxy has hung up."""
@@ -583,7 +583,9 @@ async def test_a_socks_proxy_that_cannot_be_understood_is_a_handshake_error() ->
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5", "socks5h"])
-async def test_a_proxy_that_is_not_there_is_a_handshake_error_that_names_it(scheme: str) -> None:
+async def test_a_proxy_that_cannot_be_reached_is_a_handshake_error_that_names_it(
+    scheme: str,
+) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -673,7 +675,7 @@ async def test_a_slow_proxy_is_a_connection_timeout(scheme: str, handle: Any) ->
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5", "socks5h"])
-async def test_cancelled_the_connection_to_the_proxy_is_closed(scheme: str) -> None:
+async def test_a_cancelled_connection_to_the_proxy_is_closed(scheme: str) -> None:
     asked, hung_up = trio.Event(), trio.Event()
 
     async def handle(stream: trio.abc.Stream) -> None:
@@ -759,7 +761,7 @@ def test_a_proxy_is_named_by_a_url(url: str, expected: Proxy) -> None:
     ],
 )
 @pytest.mark.parametrize("where", ["argument", "environment"])
-async def test_what_names_no_proxy_is_a_value_error_that_shows_no_password(
+async def test_an_invalid_proxy_url_is_a_value_error_that_shows_no_password(
     url: str, said: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if where == "environment":
@@ -870,7 +872,7 @@ def test_the_environment_names_the_proxy(
     ],
 )
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
-def test_no_proxy_names_who_needs_none(
+def test_no_proxy_names_servers_that_need_no_proxy(
     name: str, no_proxy: str, host: str, is_used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_environment(monkeypatch, {"all_proxy": "http://proxy", name: no_proxy})
@@ -886,7 +888,7 @@ def test_a_desktops_setting_for_socks_is_a_socks_proxy(
     assert find_proxy("env", "wss", "server.example", 8000) == Proxy("socks", "a", 1)
 
 
-async def test_only_env_looks_into_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_proxy_env_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = HttpProxy()
     async with echo_server() as port, proxy_server(proxy) as proxy_port:
         set_environment(monkeypatch, {"http_proxy": f"http://127.0.0.1:{proxy_port}"})

@@ -138,7 +138,7 @@ async def check_takeover(cut: int, *, client: bool, transport: str, queue: int) 
 @pytest.mark.slow
 @every_queue
 @SIDES
-async def test_takeover_at_every_byte(client: bool, queue: int) -> None:
+async def test_a_takeover_at_any_byte_loses_nothing(client: bool, queue: int) -> None:
     for cut in cuts(client=client):
         await check_takeover(cut, client=client, transport="memory", queue=queue)
 
@@ -146,13 +146,15 @@ async def test_takeover_at_every_byte(client: bool, queue: int) -> None:
 @every_queue
 @SIDES
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
-async def test_takeover_over_every_transport(client: bool, queue: int, transport: str) -> None:
+async def test_a_takeover_over_any_transport_loses_nothing(
+    client: bool, queue: int, transport: str
+) -> None:
     for cut in cuts(client=client)[queue % 7 :: 13]:
         await check_takeover(cut, client=client, transport=transport, queue=queue)
 
 
 @SIDES
-async def test_with_room_for_all_a_ping_is_answered_by_whom_its_last_byte_reached(
+async def test_a_ping_is_answered_by_the_side_of_the_takeover_that_its_last_byte_reached(
     client: bool,
 ) -> None:
     speech = b"".join(spoken(client=client))
@@ -195,7 +197,7 @@ async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:
 @pytest.mark.slow
 @every_queue
 @SIDES
-async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
+async def test_a_cancelled_read_after_a_takeover_loses_nothing(client: bool, queue: int) -> None:
     speech = b"".join(spoken(client=client))
     for cut in cuts(client=client)[::9]:
         async with meeting(client=client, message_queue_size=queue) as our:
@@ -221,7 +223,7 @@ async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
 @pytest.mark.slow
 @every_queue
 @SIDES
-async def test_takeover_between_any_two_steps_of_trio_websockets_reader(
+async def test_a_takeover_between_any_two_steps_of_trio_websockets_reader_loses_nothing(
     client: bool, queue: int
 ) -> None:
     ends = []
@@ -302,7 +304,7 @@ async def test_the_message_limit_of_trio_websocket_ends_with_the_takeover(client
 
 
 @SIDES
-async def test_nothing_is_read_ahead_of_what_the_buffer_takes(
+async def test_the_taken_over_bytes_are_read_only_as_far_as_the_buffer_has_room(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with meeting(client=client, message_queue_size=0) as our:
@@ -331,7 +333,7 @@ async def test_a_message_that_get_message_was_given_is_not_received_again(client
 
 @SIDES
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
-async def test_we_may_speak_first(client: bool, transport: str) -> None:
+async def test_this_side_may_send_before_the_peer_does(client: bool, transport: str) -> None:
     async with meeting(client=client, transport=transport) as our:
         await wait_all_tasks_blocked()
         stream, _ = our.take_over()
@@ -363,7 +365,7 @@ def what_to_receive(queued: list[tuple[int, bytes]]) -> bytes:
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
 @SIDES
-async def test_after_the_peer_has_closed(
+async def test_a_takeover_after_the_peers_close_reports_that_close(
     client: bool, transport: str, queued: list[tuple[int, bytes]], code: int, reason: str
 ) -> None:
     close = b"" if code == 1005 else close_payload(code, reason)
@@ -386,7 +388,7 @@ async def test_after_the_peer_has_closed(
 
 
 @SIDES
-async def test_after_a_close_nobody_needs_to_receive(client: bool) -> None:
+async def test_a_takeover_after_a_close_ends_without_a_reader(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"), (CLOSE, close_payload(1000)))
         stream, happened = our.take_over()
@@ -417,7 +419,9 @@ async def test_a_half_close_that_trio_websocket_has_not_seen_is_held_back(client
 
 
 @SIDES
-async def test_a_close_inside_an_unfinished_message_was_abnormal(client: bool) -> None:
+async def test_a_close_inside_an_unfinished_message_before_the_takeover_was_abnormal(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"half of it", False), (CLOSE, close_payload(1000)))
         stream, happened = our.take_over()
@@ -490,7 +494,7 @@ async def check_violation(
 @pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS)
 @pytest.mark.parametrize("transport", ["memory", "tcp"])
 @SIDES
-async def test_after_a_violation(
+async def test_a_takeover_after_a_violation_reports_that_violation(
     client: bool, transport: str, violation: tuple[int, bytes]
 ) -> None:
     code, bare = violation
@@ -502,7 +506,7 @@ async def test_after_a_violation(
 
 
 @SIDES
-async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
+async def test_a_violation_is_reported_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
     for steps in range(8):
         for _ in range(5):  # in one order or another
             async with meeting(client=client) as our:
@@ -520,7 +524,9 @@ async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: b
 
 
 @SIDES
-async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
+async def test_a_takeover_after_a_violation_of_a_peer_that_has_hung_up_reports_it(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"))
         await our.peer.transport.send_all(as_said_to(b"\xc2\x00", client=client))
@@ -537,14 +543,16 @@ async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
 
 
 @SIDES
-async def test_after_a_wrong_mask(client: bool) -> None:
+async def test_a_takeover_after_a_wrongly_masked_frame_reports_a_violation(client: bool) -> None:
     async with meeting(client=client) as our:
         wrong = frame(BINARY, b"one", masked=client)
         await check_violation(our, wrong, 1002, b"", is_client=client)
 
 
 @SIDES
-async def test_after_a_violation_inside_a_message(client: bool) -> None:
+async def test_a_takeover_after_a_violation_inside_a_message_keeps_what_came_before(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"half of it", False))
         wrong = our.peer.frame(BINARY, b"another one")
@@ -586,7 +594,7 @@ async def test_a_violation_behind_a_full_queue_is_met_by_the_stream(
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("rest", [b"", b"\x82", b"\x82\x05abc"])
 @SIDES
-async def test_after_the_transport_was_lost(
+async def test_a_takeover_after_the_transport_was_lost_reports_the_loss(
     client: bool, rest: bytes, queued: list[tuple[int, bytes]], transport: str
 ) -> None:
     is_reset = transport == "reset"
@@ -620,7 +628,9 @@ async def test_after_the_transport_was_lost(
 
 
 @SIDES
-async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
+async def test_a_lost_transport_is_reported_at_any_step_of_trio_websockets_tasks(
+    client: bool,
+) -> None:
     for steps in range(4):
         for _ in range(5):  # in one order or another
             async with meeting(client=client) as our:
@@ -636,7 +646,7 @@ async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) 
 
 
 @SIDES
-async def test_a_loss_that_only_senders_have_met_is_one(client: bool) -> None:
+async def test_a_lost_transport_that_only_senders_have_noticed_is_reported(client: bool) -> None:
     """The reader task is still in the transport, and nothing comes."""
     ends = []
 
@@ -812,7 +822,9 @@ async def test_a_pong_that_never_gets_out_holds_up_no_end(
 
 
 @SIDES
-async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client: bool) -> None:
+async def test_a_task_that_waits_for_a_message_of_the_connection_is_told_at_once(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         told = trio.Event()
 
@@ -830,7 +842,7 @@ async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client:
 
 
 @SIDES
-async def test_from_a_socket_trio_websockets_reader_is_sent_away_at_once(client: bool) -> None:
+async def test_trio_websockets_reader_leaves_a_socket_at_once(client: bool) -> None:
     async with meeting(client=client, transport="tcp") as our:
 
         def is_there() -> bool:

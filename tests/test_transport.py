@@ -167,14 +167,14 @@ async def test_a_stream_may_take_its_time_to_be_closed_but_no_more(
     assert trio.current_time() - started_at == min(3, seconds)
 
 
-def test_an_error_is_told_by_what_it_stands_for() -> None:
+def test_a_broken_transport_is_described_by_the_cause_of_its_error() -> None:
     error = trio.BrokenResourceError("in Trio's words")
     assert why_broken(error) == 'the transport broke: BrokenResourceError("in Trio\'s words")'
     error.__cause__ = ConnectionResetError(104, "reset")
     assert why_broken(error) == "the transport broke: ConnectionResetError(104, 'reset')"
 
 
-async def test_without_gathered_writes_a_socket_is_a_stream_like_any_other(
+async def test_without_os_writev_a_socket_is_written_like_any_other_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(os, "writev")
