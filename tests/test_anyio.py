@@ -263,7 +263,7 @@ async def test_what_came_with_the_opening_handshake_is_readable() -> None:
 
 
 async def test_serve_ws_knows_the_end_of_a_stream_when_anyio_tells_it() -> None:
-    """It would end the server otherwise."""
+    """Otherwise the exception would end the server."""
 
     async def handler(stream: WsByteStream) -> None:
         await ByteStream(stream).receive()

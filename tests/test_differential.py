@@ -37,20 +37,20 @@ from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, chop, 
 
 
 class Closed(NamedTuple):
-    """The peer's Close was accepted."""
+    """The end of a connection on which the peer's Close was accepted."""
 
     code: int
     reason: str
 
 
 class Failed(NamedTuple):
-    """The connection was failed, with this code."""
+    """The end of a connection that was failed with this code."""
 
     code: int
 
 
 class Endpoint:
-    """One end, and what it has made of the bytes it was fed."""
+    """One end of a connection, and what it has understood of the bytes that it got."""
 
     def __init__(self) -> None:
         self.payload = b""  # of all data frames, text and binary
@@ -161,7 +161,10 @@ FILLER = b"\xff" * (1 << 17)
 
 
 def where_it_ends(data: bytes, *, client: bool) -> int:
-    """How many bytes we need to see an end; one more than there are, if there is none."""
+    """Return after how many bytes we see an end.
+
+    It is one more than ``len(data)`` if there is none.
+    """
 
     def has_ended(count: int) -> bool:
         return fed(Ours(client=client), [data[:count]]).end is not None
@@ -184,7 +187,7 @@ def check_payload_before_the_end(data: bytes, mine: Ours, theirs: Endpoint) -> N
 
 
 def as_websockets_has_it(mine: Ours, theirs: Websockets) -> Closed | Failed | None:
-    """The end that websockets should see where we saw ours."""
+    """Return the end that websockets should see where we have seen ``mine``."""
     if isinstance(mine.end, Closed) and theirs.protocol.current_size is not None:
         return Failed(1002)  # It takes a Close inside a fragmented message for a violation.
     if mine.violation.startswith("a Close with code") and isinstance(
@@ -208,7 +211,7 @@ def is_overlooked_by_websockets(violation: str) -> bool:
 
 
 def as_wsproto_has_it(mine: Ours, theirs: Wsproto) -> Closed | Failed | None:
-    """The end that wsproto should see where we saw ours."""
+    """Return the end that wsproto should see where we have seen ``mine``."""
     accepts_the_code = (
         mine.end.code == 1014
         if isinstance(mine.end, Closed)
@@ -220,7 +223,7 @@ def as_wsproto_has_it(mine: Ours, theirs: Wsproto) -> Closed | Failed | None:
 
 
 def is_seen_later_by_wsproto(mine: Ours) -> bool:
-    """A surrogate is wrong from its second byte on; it waits for the third."""
+    """A surrogate is wrong from its second byte on, but wsproto waits for the third."""
     return "not UTF-8" in mine.violation and mine.payload.endswith(b"\xed")
 
 
@@ -284,7 +287,7 @@ close_payloads = st.sampled_from([b"", b"\x03"]) | st.builds(
 def messages(
     draw: st.DrawFn, opcode: int, payloads: st.SearchStrategy[bytes], *, masked: bool
 ) -> list[bytes]:
-    """The frames of a message, and control frames between them."""
+    """Generates the frames of a message, with control frames between them."""
     data = draw(payloads)
     pieces = chop(data, draw(st.lists(st.integers(0, 24), max_size=3))) or [data]
     frames = []
@@ -305,7 +308,7 @@ def closes(*, masked: bool) -> st.SearchStrategy[bytes]:
 
 
 def any_frames(*, masked: bool) -> st.SearchStrategy[bytes]:
-    """Legal or not, and where it does not belong."""
+    """Generates frames that need not be legal, or that come where they must not."""
     return st.builds(
         frame,
         st.sampled_from([CONT, TEXT, BINARY, CLOSE, PING, PONG]) | st.integers(0, 127),
@@ -316,7 +319,7 @@ def any_frames(*, masked: bool) -> st.SearchStrategy[bytes]:
 
 
 def headers(*, masked: bool) -> st.SearchStrategy[bytes]:
-    """With lengths that need not be encoded as they should be, or any at all."""
+    """Generates headers with lengths that may be encoded in a wrong way."""
     first = st.sampled_from([TEXT, BINARY, FIN | TEXT, FIN | BINARY, FIN | CONT, FIN | PING])
     mask = MASKED if masked else 0
     lengths = st.integers(0, 130) | st.integers(65530, 65540) | st.integers(0, 2**64 - 1)
@@ -451,7 +454,7 @@ valid_closes = st.just(Close(1005, "")) | st.builds(
 
 
 def says(protocol: Protocol, opcode: int, payload: bytes) -> bytes:
-    """The bytes of one frame from ``protocol``."""
+    """Return the bytes of a frame that ``protocol`` sends."""
     if opcode == BINARY:
         return b"".join(map(bytes, protocol.encode_message(payload)))
     if opcode == PING:

@@ -209,7 +209,7 @@ def test_the_changelog_has_every_public_name_but_those_of_events_and_errors() ->
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
-    """A page that stands in none is lost. Sphinx would only warn of it."""
+    """No reader finds a page that is in no table of contents. Sphinx only warns about it."""
     docs = ROOT / "docs"
     listed = set(re.findall(r"^   ([\w-]+)$", (docs / "index.rst").read_text(), re.MULTILINE))
     pages = {page.stem for page in docs.glob("*.rst")} - {"index"}

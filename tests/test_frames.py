@@ -80,7 +80,7 @@ def decode(chunks: Iterable[bytes], *, client: bool) -> Decoded:
 
 
 def pattern(length: int) -> bytes:
-    """Payload in which no piece can be taken for its neighbour."""
+    """Return payload in which no piece is equal to its neighbour."""
     return (bytes(range(251)) * (length // 251 + 1))[:length]
 
 
@@ -89,7 +89,7 @@ def header_length(length: int, *, masked: bool) -> int:
 
 
 def cuts(length: int, *, masked: bool) -> list[int]:
-    """Where to cut a frame in two: everywhere if it is short, else where something changes."""
+    """Return where to cut a frame: everywhere if it is short, else where something changes."""
     header = header_length(length, masked=masked)
     total = header + length
     if total < 200:
@@ -195,7 +195,7 @@ def test_a_long_piece_of_text_is_a_bytes_object() -> None:
 @pytest.mark.parametrize("cut", [20_000, 70_000, 70_014])
 @pytest.mark.parametrize("unfinished", [b"", b"\x82"])
 def test_decoded_bytes_are_not_kept(unfinished: bytes, cut: int, client: bool) -> None:
-    """A stream that is idle after a long read keeps none of it."""
+    """A stream that is idle after a long read must keep none of its bytes."""
     decoder = Decoder(client=client)
     data = frame(BINARY, bytes(70_000), masked=not client)[:cut] + unfinished
     before = sys.getrefcount(data)
@@ -266,7 +266,7 @@ def test_a_control_frame_comes_when_all_of_it_is_there(
 
 
 def header_outside_or_inside(first: int, *, inside: bool, client: bool) -> bytes:
-    """A frame that begins with ``first``, after or inside a message of two fragments."""
+    """Return frames. The last one begins with ``first``, after or inside a message."""
     begun = frame(BINARY, b"begun", fin=False, masked=not client)
     ended = b"" if inside else frame(CONT, masked=not client)
     return begun + ended + frame(first & 0x7F, fin=bool(first & FIN), masked=not client)
@@ -296,7 +296,7 @@ def test_of_all_first_bytes_only_the_legal_ones_pass(
 
 
 def bad(first: int, second: int, rest: bytes = b"") -> Callable[[bool], bytes]:
-    """A bad frame's first bytes as they come to a client, or masked, to a server."""
+    """Return the first bytes of a bad frame to a client, and of a masked one to a server."""
     return lambda client: bytes((first, second | (0 if client else MASKED))) + rest
 
 
@@ -420,7 +420,7 @@ def test_a_close_payload_decodes_to_what_was_encoded(close: tuple[int, str]) -> 
 
 
 def what_is_wrong_with(data: bytes) -> str | None:
-    """Why ``data`` is not UTF-8, in Python's words."""
+    """Return in Python's words why ``data`` is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -429,7 +429,7 @@ def what_is_wrong_with(data: bytes) -> str | None:
 
 
 def viable(data: bytes) -> bytes:
-    """The longest beginning of ``data`` that could still become UTF-8."""
+    """Return the longest beginning of ``data`` that could still become UTF-8."""
     beginnings = (data[:stop] for stop in range(len(data), -1, -1))
     return next(
         each for each in beginnings if what_is_wrong_with(each) in (None, "unexpected end of data")
@@ -457,7 +457,7 @@ utf8_or_not = st.lists(st.sampled_from(SEQUENCES), max_size=8).map(b"".join)
 
 
 def text_message(data: bytes, fragments: Iterable[int], *, client: bool) -> bytes:
-    """A text message cut into fragments."""
+    """Return the frames of a text message that is cut into fragments."""
     pieces = chop(data, fragments) or [b""]
     return b"".join(
         frame(
@@ -536,7 +536,7 @@ def test_each_text_message_is_validated_on_its_own() -> None:
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """Frames as they come to a client, right and wrong, the first bytes of a random one last."""
+    """Generates frames to a client, valid or not. The last one is cut off."""
     frames = draw(
         st.lists(
             st.builds(
@@ -742,7 +742,7 @@ MASK_AS_THE_RFC_HAS_IT = [(b"Hello", b"\x37\xfa\x21\x3d", b"\x7f\x9f\x4d\x51\x58
 
 @pytest.fixture
 def fallback(monkeypatch: pytest.MonkeyPatch) -> Callable[[Buffer, bytes], bytes]:
-    """What `_masking` takes when websockets has no compiled extension."""
+    """Return the function that `_masking` uses if websockets has no compiled extension."""
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
     return runpy.run_path(str(_masking.__file__))["apply_mask"]
 

@@ -32,7 +32,7 @@ def test_a_fuzz_target_accepts_its_corpus(name: str) -> None:
 
 
 def calls(function: Callable[[], object]) -> int:
-    """How many calls of Python and C functions it takes."""
+    """Return how many Python and C functions are called."""
     count = 0
 
     def on_event(_frame: object, event: str, _argument: object) -> None:

@@ -40,7 +40,7 @@ async def answer_to(
     max_header_size: int = 16384,
     http: Any = None,
 ) -> tuple[bytes, Any]:
-    """What the client gets for ``data``, and what `accept` returns or raises."""
+    """Return what the client receives for ``data``, and the result of `accept`."""
     ours, theirs = trio.testing.memory_stream_pair()
     outcome: Any = None
 
@@ -136,7 +136,7 @@ async def test_the_upgrade_header_may_be_a_list(lines: list[bytes]) -> None:
 async def client_of(
     edit: Callable[[bytes], bytes] = bytes, head: list[bytes] | None = None, **options: Any
 ) -> Any:
-    """A raw server whose response to `open_ws_stream` is edited; ``head`` takes the request."""
+    """Run `open_ws_stream` with a raw server whose response is edited."""
     ours, theirs = trio.testing.memory_stream_pair()
     url = options.pop("url", "ws://localhost/")
 
@@ -336,7 +336,7 @@ HEADS = [
 
 @pytest.mark.parametrize("data", HEADS)
 async def test_a_plain_head_is_read_as_h11_reads_it(data: bytes) -> None:
-    """In one piece it is read without h11, in two with it."""
+    """A head in one piece is read without h11, and a head in two pieces is read with it."""
     outcomes = [await answer_to(data, piece=piece) for piece in (len(data), len(data) - 1)]
     requests = [each[1][1] for each in outcomes]
     assert requests[0].headers == requests[1].headers

@@ -1,4 +1,4 @@
-"""What was written for any Trio stream, over ours."""
+"""Code that was written for any Trio stream runs over a `WsByteStream`."""
 
 from __future__ import annotations
 

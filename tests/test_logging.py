@@ -30,7 +30,7 @@ HIDDEN = "battery"  # it begins after what may be shown
 
 
 async def exchange() -> None:
-    """Everything that carries payload, all of it secret."""
+    """Do everything that carries payload. All of this payload is secret."""
     config = StreamConfig(text=TextPolicy.AS_EVENTS)
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, config=config)

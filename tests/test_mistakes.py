@@ -67,7 +67,7 @@ def a_server(**options: Any) -> Any:
 
 
 def plain(*_: object) -> None:
-    """No async function."""
+    """A function that is not async."""
 
 
 # Each is what a caller does, the kind of the error, and its text, whole.

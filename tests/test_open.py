@@ -41,7 +41,7 @@ from .support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
 @asynccontextmanager
 async def echo_server(tls: bool = False) -> AsyncGenerator[str, None]:
-    """trio-websocket's server with streams that echo; its URL."""
+    """Run trio-websocket's server with streams that echo. The block gets its URL."""
 
     async def handle(request: WebSocketRequest) -> None:
         wanted = request.proposed_subprotocols
@@ -339,7 +339,7 @@ async def test_a_host_that_does_not_exist_is_told_so(monkeypatch: pytest.MonkeyP
 async def tls_server(
     context: ssl.SSLContext = SERVER_TLS,
 ) -> AsyncGenerator[trio.abc.Stream, None]:
-    """A transport to a server that speaks TLS and WebSockets."""
+    """Return a transport to a server that speaks TLS and WebSockets."""
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
@@ -684,7 +684,7 @@ async def test_a_client_of_websockets_understands_us(size: int) -> None:
 
 
 async def test_a_server_of_websockets_understands_us() -> None:
-    """It has no half-close: nothing that was sent is lost, and the end is a plain close."""
+    """It has no half-close. Nothing that was sent is lost, and the end is a plain close."""
     received: list[bytes | str] = []
     has_ended = threading.Event()
 

@@ -49,7 +49,7 @@ def events_of(protocol: Protocol) -> list[WsEvent]:
 
 
 def tell(protocol: Protocol, data: bytes) -> list[WsEvent]:
-    """Say bytes to ``protocol``; returns the events that follow."""
+    """Give ``protocol`` bytes of the peer, and return the events that follow."""
     protocol.receive_data(data)
     return events_of(protocol)
 
@@ -57,12 +57,12 @@ def tell(protocol: Protocol, data: bytes) -> list[WsEvent]:
 def hear(
     protocol: Protocol, opcode: int, payload: bytes = b"", *, fin: bool = True
 ) -> list[WsEvent]:
-    """Say one frame of the peer; returns the events that follow."""
+    """Give ``protocol`` one frame of the peer, and return the events that follow."""
     return tell(protocol, frame(opcode, payload, fin=fin, masked=not protocol.client))
 
 
 def hear_close(protocol: Protocol, close: Close) -> list[WsEvent]:
-    """Say the peer's Close; 1005 stands for one without a code."""
+    """Give ``protocol`` the peer's Close. 1005 stands for a Close without a code."""
     return hear(protocol, CLOSE, b"" if close.code == 1005 else close_payload(*close))
 
 
@@ -71,7 +71,7 @@ def hear_text(protocol: Protocol, text: str | bytes, *, fin: bool = True) -> lis
 
 
 def sent_by(protocol: Protocol) -> list[tuple[int, bytes]]:
-    """Opcode and payload of each control frame that ``protocol`` now wants to be sent."""
+    """Return opcode and payload of each control frame that ``protocol`` wants to send now."""
     decoder = Decoder(client=not protocol.client)
     decoder.feed(protocol.data_to_send())
     assert not protocol.owes
@@ -88,7 +88,7 @@ def read(protocol: Protocol) -> bytes:
 
 
 def memory_taken_by(run: Callable[[], None]) -> int:
-    """How many bytes are in use after ``run()`` that were not before."""
+    """Return how many more bytes are in use after ``run()`` than before it."""
     tracemalloc.start()
     try:
         run()

@@ -198,7 +198,7 @@ async def test_a_read_ahead_is_no_longer_than_there_is_room(
 async def test_the_streams_own_task_leaves_reading_to_a_caller_who_comes_often(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It wakes up at the end of a grace period at the most, and then only to sleep again."""
+    """The task wakes up at most once in a grace period, and then sleeps again."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
         readers = []
@@ -249,7 +249,7 @@ async def test_the_streams_own_task_reads_a_grace_period_after_a_caller_has_left
 
 
 async def test_an_idle_stream_does_not_poll(autojump_clock: trio.testing.MockClock) -> None:
-    """With a caller in the transport and no keepalive, nothing at all is due."""
+    """While a caller reads the transport, and without keepalive, nothing is due."""
     async with background() as nursery:
         stream, _ = await raw_pair(nursery, config=StreamConfig(ping_interval=None))
         nursery.start_soon(stream.receive_some)
@@ -259,7 +259,7 @@ async def test_an_idle_stream_does_not_poll(autojump_clock: trio.testing.MockClo
 
 
 async def cancelled_after(steps: int, function: Callable[..., Any], *args: object) -> Any:
-    """Call ``function``, cancelled after so many schedule points; its result, or None."""
+    """Call ``function``, cancel it after ``count`` checkpoints, and return its result or None."""
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
 
@@ -421,7 +421,7 @@ async def read_to_end(stream: WsByteStream) -> bytes:
 
 
 class CountedList(list[Any]):
-    """Counts the items that are moved when others are removed before them."""
+    """A list that counts how many items are moved when items before them are removed."""
 
     moved = 0
 

@@ -730,7 +730,7 @@ async def test_serve_ws_serves_and_closes_when_the_handler_returns(tls: bool) ->
 
 
 async def test_a_client_that_ends_tcp_inside_tls_has_ended_it_as_any_other() -> None:
-    """Many do: neither HTTPS nor WebSockets need TLS's own word for it."""
+    """Many clients do so. Neither HTTPS nor WebSockets need the closing message of TLS."""
     lost: list[BaseException | None] = []
     has_ended = trio.Event()
 
@@ -834,7 +834,7 @@ async def test_a_handler_that_raises_closes_with_1011_and_the_exception_goes_on(
 
 
 async def test_an_exception_of_serve_ws_itself_drops_its_streams() -> None:
-    """Ctrl-C, too, is raised in it, and must not wait for the clients to go."""
+    """Ctrl-C is raised in `serve_ws` too, and must not wait until the clients leave."""
     async with background() as clients:
         streams: list[WsByteStream] = []
 

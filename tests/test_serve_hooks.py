@@ -39,7 +39,7 @@ Refused = list[tuple[Any, int | None, str]]
 
 
 async def serving(nursery: trio.Nursery, handler: Any, **options: Any) -> MemoryListener:
-    """`serve_ws` over memory."""
+    """Run `serve_ws` over memory."""
     memory = MemoryListener()
     await nursery.start(partial(serve_ws, handler, listeners=[memory], **options))
     return memory
@@ -132,7 +132,7 @@ async def test_a_streams_end_that_two_tasks_of_its_handler_get_is_still_its_own(
 
 
 async def test_the_end_of_another_stream_is_not_that_of_the_handlers_own() -> None:
-    """A relay, say, whose server is lost: to take that for a clean end would truncate it."""
+    """A relay may lose its server, for example. A clean end would then hide a truncation."""
     errors: list[tuple[WsByteStream, Exception]] = []
 
     async def relay(stream: WsByteStream) -> None:
@@ -601,7 +601,7 @@ async def test_an_abstract_unix_socket_has_no_address_but_a_repr() -> None:
 
 async def test_a_socket_to_a_virtual_machine_has_no_address_but_a_repr() -> None:
     class Vsock:
-        """Not every kernel has it."""
+        """A socket of AF_VSOCK, which not every kernel has."""
 
         family = socket.AF_VSOCK
 

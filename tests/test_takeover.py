@@ -77,12 +77,12 @@ PAYLOAD: Final = b"".join(payload for opcode, payload, _ in SPEECH if opcode < C
 
 
 def spoken(*, client: bool) -> list[bytes]:
-    """The frames of the speech, said to a client or to a server."""
+    """Return the frames of the speech, to a client or to a server."""
     return [frame(opcode, said, fin=fin, masked=not client) for opcode, said, fin in SPEECH]
 
 
 def payload_before(cut: int, *, client: bool) -> bytes:
-    """What of the stream is in the first ``cut`` bytes of the speech."""
+    """Return the part of the stream that is in the first ``cut`` bytes of the speech."""
     payload, start = b"", 0
     for (opcode, said, _), sent in zip(SPEECH, spoken(client=client), strict=True):
         if opcode < CLOSE:
@@ -92,7 +92,7 @@ def payload_before(cut: int, *, client: bool) -> bytes:
 
 
 def cuts(*, client: bool) -> list[int]:
-    """Every offset but those deep inside of a long payload, where some stand for all."""
+    """Return every offset, but only some of those deep inside a long payload."""
     result, start = {0}, 0
     for (_, said, _), sent in zip(SPEECH, spoken(client=client), strict=True):
         body, stop = start + len(sent) - len(said), start + len(sent)
@@ -105,7 +105,7 @@ def cuts(*, client: bool) -> list[int]:
 
 
 async def check_takeover(cut: int, *, client: bool, transport: str, queue: int) -> None:
-    """Take over when trio-websocket has had all that it takes of what is before the cut."""
+    """Take over after trio-websocket has read all that it can of the bytes before the cut."""
     speech = b"".join(spoken(client=client))
     go_on = trio.Event()
     async with meeting(client=client, transport=transport, message_queue_size=queue) as our:
@@ -174,7 +174,7 @@ async def test_a_ping_is_answered_by_the_side_of_the_takeover_that_its_last_byte
 
 
 async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:
-    """What one read gets that is cancelled after some steps, or when nothing goes on."""
+    """Return what a read gets that is cancelled after some steps or when all is blocked."""
     data: bytes | bytearray = b""
     async with trio.open_nursery() as nursery:
 
@@ -435,7 +435,7 @@ async def test_a_close_inside_an_unfinished_message_before_the_takeover_was_abno
 async def test_a_client_waits_for_tcp_to_end_but_not_for_ever(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Also while trio-websocket's reader, of a client, waits in the transport for the same."""
+    """This must hold too while trio-websocket's reader task waits in the transport for the same."""
     ends = trio.testing.memory_stream_pair()
     ours, theirs = ends if client else reversed(ends)
     async with trio.open_nursery() as nursery:
@@ -465,7 +465,7 @@ VIOLATIONS: Final = {
 
 
 def as_said_to(bare: bytes, *, client: bool) -> bytes:
-    """A frame of at most 125 bytes payload, masked if it is said to a server."""
+    """Return a frame of at most 125 bytes of payload. A frame to a server is masked."""
     if client:
         return bare
     return bytes((bare[0], bare[1] | 0x80)) + bytes(4) + bare[2:]
@@ -647,7 +647,7 @@ async def test_a_lost_transport_is_reported_at_any_step_of_trio_websockets_tasks
 
 @SIDES
 async def test_a_lost_transport_that_only_senders_have_noticed_is_reported(client: bool) -> None:
-    """The reader task is still in the transport, and nothing comes."""
+    """The reader task still waits in the transport, and nothing comes."""
     ends = []
 
     def note(ours: trio.StapledStream[trio.testing.MemorySendStream, Any]) -> Any:
@@ -878,7 +878,7 @@ async def test_a_request_whose_connection_was_taken_over_sends_nothing_more() ->
 
 
 async def check_it_works(one: WebSocketConnection, other: WebSocketConnection) -> None:
-    """Messages and pings pass both ways."""
+    """Check that messages and pings pass both ways."""
     for sender, receiver in ((one, other), (other, one)):
         await sender.send_message(b"hello")
         assert await receiver.get_message() == b"hello"
@@ -889,7 +889,7 @@ async def check_it_works(one: WebSocketConnection, other: WebSocketConnection) -
 async def connected(
     *, client: bool, **options: Any
 ) -> AsyncGenerator[tuple[WebSocketConnection, WebSocketConnection, trio.Nursery], None]:
-    """A connection of ours, that of the peer, and a nursery."""
+    """Open a connection. The block gets our end, the peer's end, and a nursery."""
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             ends = await connection_pair(nursery, **options)
@@ -1129,7 +1129,7 @@ def test_every_private_name_that_the_takeover_touches_is_among_those_checked() -
 
 
 def inside(connection: WebSocketConnection, name: str) -> tuple[Any, str]:
-    """The object that has the attribute, and the attribute's name."""
+    """Return the object that has the attribute, and the name of the attribute."""
     *path, last = name.split(".")
     owner: Any = connection
     for step in path:
@@ -1139,7 +1139,7 @@ def inside(connection: WebSocketConnection, name: str) -> tuple[Any, str]:
 
 @asynccontextmanager
 async def met_halfway(*, client: bool) -> AsyncGenerator[Meeting, None]:
-    """Inside a character, inside a frame, inside a message; the rest of it comes in the end."""
+    """Stop inside a character, inside a frame, inside a message. Its rest comes after the block."""
     async with meeting(client=client) as our:
         await our.say((TEXT, LETTERS[:2], False))
         last = our.peer.frame(CONT, LETTERS[2:])

@@ -30,7 +30,7 @@ async def socket_and_peer() -> tuple[SocketWire, trio.SocketStream]:
 
 
 class Faulty(trio.abc.Stream):
-    """Raises ``error`` when it sends, and takes ``seconds`` to be closed."""
+    """A stream that raises ``error`` when it sends, and needs ``seconds`` to close."""
 
     def __init__(self, error: Exception | None = None, seconds: float = 0) -> None:
         self.error = error
@@ -118,7 +118,7 @@ async def test_a_long_frame_to_a_stream_is_cut_off_if_cancelled_once_it_has_begu
 
 
 class Shielded(Faulty):
-    """Takes what it is given, whether that is cancelled or not, and then does something."""
+    """A stream that sends also if it is cancelled, and then calls a function."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         super().__init__()
