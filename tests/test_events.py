@@ -431,7 +431,7 @@ async def test_a_loop_over_a_subscription_that_is_left_lets_reading_go_on(waits:
             await send_pings(peer, 1, 2, 3, 4)
             await read_one_event()
             await peer.send(BINARY, b"data")
-            with trio.fail_after(4):
+            with trio.fail_after(30):
                 assert await stream.receive_some() == b"data"
     finally:
         gc.enable()
@@ -456,7 +456,7 @@ async def test_a_subscription_may_be_forgotten_in_any_thread_and_after_the_run()
         await peer.send(BINARY, b"data")
         await wait_all_tasks_blocked(0.1)  # until an event waits for room
         await trio.to_thread.run_sync(held.clear)
-        with trio.fail_after(4):
+        with trio.fail_after(30):
             assert await stream.receive_some() == b"data"
 
     async def main() -> trio.MemoryReceiveChannel[WsEvent]:
@@ -800,7 +800,7 @@ async def test_a_ping_that_cannot_be_sent_does_not_wait_for_its_pong(client: boo
         config = StreamConfig(ping_interval=None)
         stream, peer = await raw_pair(nursery, "unix", config, client=client)
         peer.transport.socket.shutdown(socket.SHUT_RD)
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
             await stream.ping()
 
 

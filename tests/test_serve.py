@@ -165,7 +165,7 @@ async def test_of_two_accepts_that_begin_at_once_one_is_busy_and_one_gets_the_cl
             except trio.BusyResourceError as error:
                 results.append(error)
 
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(accept)
                 accepting.start_soon(accept)
@@ -209,7 +209,7 @@ async def test_aclose_closes_the_listener_and_drops_all_that_was_not_accepted() 
         with trio.CancelScope() as scope:
             scope.cancel()  # it does all of this at once
             await listener.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await silent.receive_some() == b""
         assert await opened.receive_some() == b""
         with pytest.raises(trio.ClosedResourceError):
@@ -306,7 +306,7 @@ async def test_a_listener_refuses_a_wrong_option_in_its_constructor(
     async with background() as nursery:
         with pytest.raises((ValueError, TypeError), match=message):
             WsListener(MemoryListener(), nursery, **options)
-        with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(5):
+        with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(30):
             await serve_ws(echo, "127.0.0.1", 0, **options)  # and no socket is left
 
 

@@ -523,7 +523,7 @@ async def test_a_bad_option_closes_the_listeners_that_were_given(tmp_path: Path)
 async def test_serve_ws_refuses_arguments_that_cannot_be_right(
     options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(5):
+    with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(30):
         await serve_ws(echo, **options)
 
 

@@ -890,7 +890,7 @@ async def connected(
     *, client: bool, **options: Any
 ) -> AsyncGenerator[tuple[WebSocketConnection, WebSocketConnection, trio.Nursery], None]:
     """Open a connection. The block gets our end, the peer's end, and a nursery."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             ends = await connection_pair(nursery, **options)
             ours, theirs = ends if client else reversed(ends)
