@@ -23,9 +23,9 @@ _logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
-    """A nursery that lets its block's exception out as it was, if no task raises: in no group.
+    """Open a nursery that does not wrap an exception of its block in a group, if no task raises.
 
-    A block that raises cancels the tasks, as with any nursery.
+    An exception of the block cancels the tasks, as in any nursery.
     """
     check_trio()
     error: BaseException | None = None
