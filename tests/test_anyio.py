@@ -67,7 +67,7 @@ async def test_bytes_go_both_ways_and_the_ends_are_anyios() -> None:
             await stream.send_eof()
 
 
-async def test_what_breaks_has_the_same_cause() -> None:
+async def test_a_broken_anyio_stream_has_the_cause_of_the_trio_stream() -> None:
     async with pair() as (stream, peer), trio.open_nursery() as nursery:
         nursery.start_soon(peer.aclose, 4000, "why")
         for operation in (stream.receive, lambda: stream.send(b"x")):
@@ -76,7 +76,7 @@ async def test_what_breaks_has_the_same_cause() -> None:
             assert caught.value.__cause__ == AbnormalClosure(4000, "why")
 
 
-async def test_two_at_once_are_busy() -> None:
+async def test_two_tasks_that_receive_or_send_at_once_are_busy() -> None:
     async with pair() as (stream, _):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -88,7 +88,7 @@ async def test_two_at_once_are_busy() -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1])
-async def test_max_bytes_is_positive(max_bytes: int) -> None:
+async def test_receive_refuses_a_max_bytes_that_is_not_positive(max_bytes: int) -> None:
     async with pair() as (stream, _):
         with pytest.raises(ValueError, match=str(max_bytes)):
             await stream.receive(max_bytes)
@@ -104,7 +104,7 @@ async def test_leaving_the_block_by_an_exception_is_no_clean_end() -> None:
         assert caught.value.__cause__ == AbnormalClosure(1011, "")
 
 
-async def test_typed_attributes() -> None:
+async def test_typed_attributes_are_those_of_the_stream_and_its_transport() -> None:
     async with pair("tcp") as (stream, peer):
         assert stream.extra(WsAttribute.path) == "/"
         assert stream.extra(WsAttribute.subprotocol) is None
@@ -263,7 +263,7 @@ async def test_what_came_with_the_opening_handshake_is_readable() -> None:
 
 
 async def test_serve_ws_knows_the_end_of_a_stream_when_anyio_tells_it() -> None:
-    """It would end the server otherwise."""
+    """Otherwise the exception would end the server."""
 
     async def handler(stream: WsByteStream) -> None:
         await ByteStream(stream).receive()

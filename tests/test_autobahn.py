@@ -58,7 +58,7 @@ VALID_UTF8 = {
 
 
 def letters(length: int) -> bytes:
-    """Payload that is text as well, and in which no piece can be taken for its neighbour."""
+    """Return payload that is valid text and in which no piece is equal to its neighbour."""
     alphabet = bytes(range(33, 122))  # a prime number of them
     return (alphabet * (length // len(alphabet) + 1))[:length]
 
@@ -73,14 +73,14 @@ def cut(data: bytes, size: int) -> list[bytes]:
 
 
 def scripts(message: int) -> dict[str, Script]:
-    """All of them, by number, with messages of the opcode ``message``."""
+    """Return all scripts by number. Their messages have the opcode ``message``."""
     one, two, three, four, five = (b"fragment%d" % n for n in range(1, 6))
     greeting = "Hello-µ@ßöäüàá-UTF-8!!".encode()
     ping: Said = (PING, b"ping payload")
     pinged = [(message, one, False), ping, (CONT, two)]
 
     def fail(*wrong: Said, chop: int | None = None) -> Script:
-        """A message, then what fails the connection, then a Ping that nobody may answer."""
+        """Send a message, then what fails the connection, and a Ping that must get no answer."""
         return Script([[(message, HELLO)]], chop, [*wrong, (PING, b"")], 1002)
 
     lengths = enumerate([0, 125, 126, 127, 128, 65535, 65536], 1)
@@ -149,7 +149,7 @@ SCRIPTS = {BINARY: scripts(BINARY), TEXT: scripts(TEXT)}
 
 
 class Peer:
-    """It says a script, and hears what comes of it."""
+    """A raw peer that sends the frames of a script and collects the answers."""
 
     def __init__(self, raw: RawPeer, script: Script) -> None:
         self.raw = raw
@@ -183,7 +183,7 @@ class Peer:
             await self.raw.transport.send_all(write)
 
     async def listen(self) -> None:
-        """Until TCP ends; a server ends it after the Closes (RFC 6455, 7.1.1)."""
+        """Receive until TCP ends. A server ends it after both Closes (RFC 6455, 7.1.1)."""
         try:
             while self.raw.masked or self.code is None:
                 opcode, payload = await self.raw.receive()
@@ -203,7 +203,7 @@ class Peer:
 
 
 async def send_back(stream: WsByteStream) -> bytes:
-    """All that could be received; it is sent back as long as that can be."""
+    """Send back all that is received, as long as sending works, and return it."""
     received = bytearray()
     try:
         async for data in stream:
@@ -228,7 +228,9 @@ async def send_back(stream: WsByteStream) -> bytes:
 )
 @pytest.mark.parametrize("message", [BINARY, TEXT], ids=["binary", "text"])
 @SIDES
-async def test_case(number: str, message: int, client: bool) -> None:
+async def test_a_case_of_autobahn_gets_the_expected_answer(
+    number: str, message: int, client: bool
+) -> None:
     script = SCRIPTS[message][number]
     said = list(itertools.chain(*script.parts))
     before_the_end = list(itertools.takewhile(lambda said: said[0] == message, script.ending))
@@ -253,7 +255,7 @@ async def test_case(number: str, message: int, client: bool) -> None:
         assert stream.closed.error.close_code == script.code
 
 
-def test_every_case_that_is_to_be_rewritten_is() -> None:
+def test_every_case_that_needs_rewriting_was_rewritten() -> None:
     assert sorted(SCRIPTS[BINARY]) == sorted(c.number for c in read_cases() if c.is_rewritten)
 
 

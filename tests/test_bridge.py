@@ -364,7 +364,7 @@ async def test_a_plain_peer_that_ends_tcp_after_its_close_has_lost_nothing() -> 
         assert result.a_to_b == BridgeDirection(3, BridgeEnd.ENDED, None)
 
 
-async def test_its_result_can_be_seen_while_it_goes_on() -> None:
+async def test_the_result_of_a_bridge_can_be_seen_while_it_runs() -> None:
     async with joined() as pair:
         await pair.left.send_all(b"four")
         assert await pair.right.receive_some() == b"four"
@@ -380,7 +380,7 @@ async def test_the_kernel_resets_tcp_if_the_process_dies() -> None:
         assert linger == struct.pack("ii", 1, 0)
 
 
-async def test_an_output_that_nobody_reads_any_more_ends_it_at_once() -> None:
+async def test_a_bridge_ends_at_once_when_nobody_reads_its_output_any_more() -> None:
     """As of ``... | head``: the input that belongs to it may never end."""
     async with joined("ws tcp", "memory") as pair:
         await trio.aclose_forcefully(pair.right.receive_stream)

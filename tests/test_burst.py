@@ -30,7 +30,7 @@ from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 class Distant(trio.abc.Stream):
-    """A client's end of ``inner``: bytes take ``delay`` seconds either way."""
+    """A client's end of ``inner``. Bytes need ``delay`` seconds in each direction."""
 
     def __init__(self, inner: trio.abc.Stream, delay: float) -> None:
         self.inner = inner
@@ -76,7 +76,7 @@ class Crowd:
         self._ssl_context = ssl_context
 
     async def arrive(self, count: int, rate: float) -> None:
-        """``count`` of them, ``rate`` a second, and wait for all."""
+        """Let ``count`` clients come, ``rate`` in a second, and wait for all of them."""
         async with trio.open_nursery() as nursery:
             for _ in range(count):
                 nursery.start_soon(self._connect)
@@ -142,7 +142,7 @@ async def test_1200_silent_clients_delay_1200_others_by_a_few_seconds(
 async def test_500_wss_clients_at_once_are_all_served_in_their_turn(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """With room for an eighth of them, and each takes several round trips in there."""
+    """The listener has room for an eighth of them, and each handshake takes several round trips."""
     memory = MemoryListener()
     async with background() as nursery:
         tls = trio.SSLListener(memory, SERVER_TLS, https_compatible=True)
@@ -202,7 +202,7 @@ async def test_a_client_that_ends_early_makes_room_at_once(
 async def test_where_all_take_long_nobody_is_dropped_who_takes_no_longer_than_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """As on a machine that has more to do than it can: the fair time grows with what is usual."""
+    """This is like a machine with too much to do. The fair time grows with the usual time."""
 
     async def slow(request: object) -> None:
         await trio.sleep(1.9 if trio.current_time() < 5 else 3.5)
@@ -218,7 +218,7 @@ async def test_where_all_take_long_nobody_is_dropped_who_takes_no_longer_than_ot
 async def test_a_client_is_not_dropped_before_what_it_has_sent_is_looked_at(
     attempt: int, mock_clock: trio.testing.MockClock
 ) -> None:
-    """The event loop may have stood still for longer than the fair time."""
+    """The event loop may have been held up for longer than the fair time."""
     (transport_listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with background() as nursery:
         listener = WsListener(transport_listener, nursery, connect_timeout=3600, max_pending=2)
@@ -238,7 +238,7 @@ async def test_a_client_is_not_dropped_before_what_it_has_sent_is_looked_at(
 async def test_a_process_that_is_out_of_files_drops_those_who_had_a_fair_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It may be so before as many are pending as it would let."""
+    """The files may run out before ``max_pending`` is reached."""
     memory = MemoryListener()
     async with background() as nursery:
         listener = WsListener(memory, nursery)
@@ -277,7 +277,10 @@ async def test_a_listener_that_is_closed_while_it_is_full_lets_accept_go(
 async def test_a_burst_of_wss_clients_over_real_sockets_waits_in_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With room for a twentieth of them. However slow this machine is, none is overtaken."""
+    """The listener has room for a twentieth of them.
+
+    On any machine all are served in their order.
+    """
     monkeypatch.setattr(_serve, "_FAIR_TIME", math.inf)
     most = 0
     served = 0

@@ -143,7 +143,7 @@ async def http(port: int, request: bytes) -> bytes:
 
 async def said(caplog: pytest.LogCaptureFixture, text: str) -> str:
     """Wait for a line with ``text`` in it; the line."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while True:
             for line in caplog.messages:
                 if text in line:

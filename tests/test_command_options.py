@@ -58,7 +58,7 @@ def test_the_value_of_an_option_is_not_taken_for_the_job() -> None:
         ("fd:3", Address(fd=3)),
     ],
 )
-def test_addresses_to_listen_on(text: str, address: Address) -> None:
+def test_listen_takes_ports_hosts_and_unix_sockets(text: str, address: Address) -> None:
     assert parse(["listen", text, "ws://host"]).address == address
 
 
@@ -143,7 +143,9 @@ def test_wrong_arguments_are_told_with_exit_code_2(
         ["connect", "ws://host", "--header", "Authorization: hid\ndenhidden"],
     ],
 )
-def test_an_error_shows_no_secret(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_about_an_option_shows_no_secret(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     assert "hidden" not in capsys.readouterr().err
 

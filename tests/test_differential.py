@@ -37,20 +37,20 @@ from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, chop, 
 
 
 class Closed(NamedTuple):
-    """The peer's Close was accepted."""
+    """The end of a connection on which the peer's Close was accepted."""
 
     code: int
     reason: str
 
 
 class Failed(NamedTuple):
-    """The connection was failed, with this code."""
+    """The end of a connection that was failed with this code."""
 
     code: int
 
 
 class Endpoint:
-    """One end, and what it has made of the bytes it was fed."""
+    """One end of a connection, and what it has understood of the bytes that it got."""
 
     def __init__(self) -> None:
         self.payload = b""  # of all data frames, text and binary
@@ -161,7 +161,10 @@ FILLER = b"\xff" * (1 << 17)
 
 
 def where_it_ends(data: bytes, *, client: bool) -> int:
-    """How many bytes we need to see an end; one more than there are, if there is none."""
+    """Return after how many bytes we see an end.
+
+    It is one more than ``len(data)`` if there is none.
+    """
 
     def has_ended(count: int) -> bool:
         return fed(Ours(client=client), [data[:count]]).end is not None
@@ -184,7 +187,7 @@ def check_payload_before_the_end(data: bytes, mine: Ours, theirs: Endpoint) -> N
 
 
 def as_websockets_has_it(mine: Ours, theirs: Websockets) -> Closed | Failed | None:
-    """The end that websockets should see where we saw ours."""
+    """Return the end that websockets should see where we have seen ``mine``."""
     if isinstance(mine.end, Closed) and theirs.protocol.current_size is not None:
         return Failed(1002)  # It takes a Close inside a fragmented message for a violation.
     if mine.violation.startswith("a Close with code") and isinstance(
@@ -208,7 +211,7 @@ def is_overlooked_by_websockets(violation: str) -> bool:
 
 
 def as_wsproto_has_it(mine: Ours, theirs: Wsproto) -> Closed | Failed | None:
-    """The end that wsproto should see where we saw ours."""
+    """Return the end that wsproto should see where we have seen ``mine``."""
     accepts_the_code = (
         mine.end.code == 1014
         if isinstance(mine.end, Closed)
@@ -220,7 +223,7 @@ def as_wsproto_has_it(mine: Ours, theirs: Wsproto) -> Closed | Failed | None:
 
 
 def is_seen_later_by_wsproto(mine: Ours) -> bool:
-    """A surrogate is wrong from its second byte on; it waits for the third."""
+    """A surrogate is wrong from its second byte on, but wsproto waits for the third."""
     return "not UTF-8" in mine.violation and mine.payload.endswith(b"\xed")
 
 
@@ -284,7 +287,7 @@ close_payloads = st.sampled_from([b"", b"\x03"]) | st.builds(
 def messages(
     draw: st.DrawFn, opcode: int, payloads: st.SearchStrategy[bytes], *, masked: bool
 ) -> list[bytes]:
-    """The frames of a message, and control frames between them."""
+    """Generates the frames of a message, with control frames between them."""
     data = draw(payloads)
     pieces = chop(data, draw(st.lists(st.integers(0, 24), max_size=3))) or [data]
     frames = []
@@ -305,7 +308,7 @@ def closes(*, masked: bool) -> st.SearchStrategy[bytes]:
 
 
 def any_frames(*, masked: bool) -> st.SearchStrategy[bytes]:
-    """Legal or not, and where it does not belong."""
+    """Generates frames that need not be legal, or that come where they must not."""
     return st.builds(
         frame,
         st.sampled_from([CONT, TEXT, BINARY, CLOSE, PING, PONG]) | st.integers(0, 127),
@@ -316,7 +319,7 @@ def any_frames(*, masked: bool) -> st.SearchStrategy[bytes]:
 
 
 def headers(*, masked: bool) -> st.SearchStrategy[bytes]:
-    """With lengths that need not be encoded as they should be, or any at all."""
+    """Generates headers with lengths that may be encoded in a wrong way."""
     first = st.sampled_from([TEXT, BINARY, FIN | TEXT, FIN | BINARY, FIN | CONT, FIN | PING])
     mask = MASKED if masked else 0
     lengths = st.integers(0, 130) | st.integers(65530, 65540) | st.integers(0, 2**64 - 1)
@@ -353,7 +356,7 @@ def exchanges(draw: st.DrawFn, *, masked: bool) -> bytes:
 @SIDES
 @settings(deadline=None, max_examples=300)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 200), max_size=8))
-def test_all_make_the_same_of_an_exchange(
+def test_all_libraries_agree_on_an_exchange(
     client: bool, drawn: st.DataObject, cuts: list[int]
 ) -> None:
     check_that_all_agree(drawn.draw(exchanges(masked=not client)), cuts, client=client)
@@ -362,14 +365,14 @@ def test_all_make_the_same_of_an_exchange(
 @SIDES
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.data())
-def test_all_make_the_same_of_a_close(client: bool, drawn: st.DataObject) -> None:
+def test_all_libraries_agree_on_a_close(client: bool, drawn: st.DataObject) -> None:
     check_that_all_agree(drawn.draw(closes(masked=not client)), [], client=client)
 
 
 @SIDES
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.data(), cuts=st.lists(st.integers(0, 40), max_size=4))
-def test_all_make_the_same_of_text_that_is_not_utf8(
+def test_all_libraries_agree_on_text_that_is_not_utf8(
     client: bool, drawn: st.DataObject, cuts: list[int]
 ) -> None:
     frames = drawn.draw(messages(TEXT, wrong_texts, masked=not client))
@@ -377,7 +380,7 @@ def test_all_make_the_same_of_text_that_is_not_utf8(
 
 
 @SIDES
-def test_all_make_the_same_of_each_close_code(client: bool) -> None:
+def test_all_libraries_agree_on_each_close_code(client: bool) -> None:
     for code in [0, *range(990, 1020), 2999, 3000, 4999, 5000, 65535]:
         data = frame(CLOSE, close_payload(code, "why"), masked=not client)
         check_that_all_agree(data, [], client=client)
@@ -385,7 +388,7 @@ def test_all_make_the_same_of_each_close_code(client: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rest", [b"", bytes(4)], ids=["header", "masked or of four bytes"])
-def test_all_make_the_same_of_any_two_first_bytes(rest: bytes) -> None:
+def test_all_libraries_agree_on_any_two_first_bytes(rest: bytes) -> None:
     for first, second in itertools.product(range(256), (0, 4, 126, 127, 128, 132, 254, 255)):
         for client in (False, True):
             check_that_all_agree(bytes((first, second)) + rest, [], client=client)
@@ -433,7 +436,9 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize(("data", "ends"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_the_others_do_otherwise(data: bytes, ends: tuple[Closed | Failed | None, ...]) -> None:
+def test_known_differences_from_other_libraries_still_exist(
+    data: bytes, ends: tuple[Closed | Failed | None, ...]
+) -> None:
     endpoints = (Ours(client=True), Websockets(client=True), Wsproto(client=True))
     assert tuple(fed(endpoint, [data]).end for endpoint in endpoints) == ends
     check_that_all_agree(data, [], client=True)
@@ -449,7 +454,7 @@ valid_closes = st.just(Close(1005, "")) | st.builds(
 
 
 def says(protocol: Protocol, opcode: int, payload: bytes) -> bytes:
-    """The bytes of one frame from ``protocol``."""
+    """Return the bytes of a frame that ``protocol`` sends."""
     if opcode == BINARY:
         return b"".join(map(bytes, protocol.encode_message(payload)))
     if opcode == PING:
@@ -471,7 +476,7 @@ def says(protocol: Protocol, opcode: int, payload: bytes) -> bytes:
     ),
     close=valid_closes,
 )
-def test_all_make_the_same_of_what_we_say(
+def test_all_libraries_agree_on_what_we_send(
     client: bool, frames: list[tuple[int, bytes]], close: Close
 ) -> None:
     protocol = Ours(client=client).protocol

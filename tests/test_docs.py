@@ -150,7 +150,7 @@ async def test_the_python_blocks_of_a_page_run(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_names_exists(page: Path) -> None:
+def test_every_name_in_a_page_exists(page: Path) -> None:
     text = page.read_text()
     for path in re.findall(r"\b((?:docs|examples|tests|benchmarks)/[\w./-]+\w|\.ci/[\w-]+)", text):
         assert (ROOT / path).exists(), path
@@ -165,7 +165,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_names_only_settings_that_there_are(page: Path) -> None:
+def test_a_page_names_only_settings_that_exist(page: Path) -> None:
     settings = {field.name for field in attrs.fields(StreamConfig)}
     for arguments in re.findall(r"StreamConfig\(([\w=., ]+)\)", page.read_text()):
         assert {each.partition("=")[0].strip() for each in arguments.split(",")} <= settings
@@ -209,7 +209,7 @@ def test_the_changelog_has_every_public_name_but_those_of_events_and_errors() ->
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
-    """A page that stands in none is lost. Sphinx would only warn of it."""
+    """No reader finds a page that is in no table of contents. Sphinx only warns about it."""
     docs = ROOT / "docs"
     listed = set(re.findall(r"^   ([\w-]+)$", (docs / "index.rst").read_text(), re.MULTILINE))
     pages = {page.stem for page in docs.glob("*.rst")} - {"index"}

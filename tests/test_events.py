@@ -30,6 +30,7 @@ from trio_wsstream import (
     TextReceived,
     WsByteStream,
     WsEvent,
+    _stream,
 )
 from trio_wsstream._subscriptions import _Subscription as Subscription
 
@@ -52,7 +53,7 @@ def ping(number: int) -> PingReceived:
 
 
 async def read_until_blocked(stream: WsByteStream, nursery: trio.Nursery) -> None:
-    """Have what the peer has sent read, as far as that goes."""
+    """Read what the peer has sent, until reading is held up."""
 
     async def read() -> None:
         try:
@@ -158,7 +159,7 @@ async def test_loss_is_told_again_at_the_end_if_it_happens_again() -> None:
         assert isinstance(closed, StreamClosed)
 
 
-async def test_a_channel_without_buffer_delivers_to_who_waits() -> None:
+async def test_a_channel_without_a_buffer_delivers_to_a_waiting_subscriber() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
         events = stream.subscribe(0)
@@ -206,7 +207,7 @@ async def test_closing_the_channel_ends_the_subscription() -> None:
 async def test_subscribing_costs_no_more_the_more_have_subscribed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor is anything left of those that have come and gone."""
+    """Nothing is kept of subscriptions that have ended."""
     asked = 0
 
     def is_over(subscription: Subscription) -> bool:
@@ -431,7 +432,7 @@ async def test_a_loop_over_a_subscription_that_is_left_lets_reading_go_on(waits:
             await send_pings(peer, 1, 2, 3, 4)
             await read_one_event()
             await peer.send(BINARY, b"data")
-            with trio.fail_after(4):
+            with trio.fail_after(30):
                 assert await stream.receive_some() == b"data"
     finally:
         gc.enable()
@@ -456,7 +457,7 @@ async def test_a_subscription_may_be_forgotten_in_any_thread_and_after_the_run()
         await peer.send(BINARY, b"data")
         await wait_all_tasks_blocked(0.1)  # until an event waits for room
         await trio.to_thread.run_sync(held.clear)
-        with trio.fail_after(4):
+        with trio.fail_after(30):
             assert await stream.receive_some() == b"data"
 
     async def main() -> trio.MemoryReceiveChannel[WsEvent]:
@@ -489,7 +490,7 @@ CLOSES = ("aclose", "the peer closes", "text")
 
 
 class Subscriber:
-    """Takes events at any pace, and knows what it has got."""
+    """A subscriber that takes events at any pace and remembers them."""
 
     def __init__(self, stream: WsByteStream, size: int, backpressure: bool) -> None:
         self.events: list[WsEvent] = []
@@ -690,7 +691,7 @@ class Steps(trio.abc.Instrument):
 
 
 class CountedPings(OrderedDict[bytes, Any]):
-    """Counts how often it gives out one of its items, or is looked through."""
+    """Counts how often an item is taken from it or searched in it."""
 
     count = 0
 
@@ -706,9 +707,10 @@ class CountedPings(OrderedDict[bytes, Any]):
 
 @pytest.mark.parametrize("answers", ["one by one", "backwards", "the last", "none"])
 async def test_many_pings_cost_no_more_each_than_few(
-    answers: str, mock_clock: trio.testing.MockClock
+    answers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock stands still, so that the grace period of the stream's task does not matter."""
+    # The stream's own task reads each Pong when it comes, however fast this machine is.
+    monkeypatch.setattr(_stream, "GRACE_PERIOD", 0)
 
     async def cost_of(count: int) -> tuple[float, float]:
         async with background() as nursery:
@@ -799,12 +801,12 @@ async def test_a_ping_never_waits_for_ever(end: str) -> None:
 
 @SIDES
 async def test_a_ping_that_cannot_be_sent_does_not_wait_for_its_pong(client: bool) -> None:
-    """The peer reads no more, and its end of the transport stays open."""
+    """The peer does not read any more, but its end of the transport stays open."""
     async with background() as nursery:
         config = StreamConfig(ping_interval=None)
         stream, peer = await raw_pair(nursery, "unix", config, client=client)
         peer.transport.socket.shutdown(socket.SHUT_RD)
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
             await stream.ping()
 
 
@@ -821,7 +823,7 @@ async def test_a_ping_ends_when_this_side_half_closes() -> None:
         await stream.send_eof()
 
 
-async def test_an_error_is_an_event_once() -> None:
+async def test_an_error_is_reported_as_one_event() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
         events = stream.subscribe(kinds=ErrorOccurred)

@@ -27,7 +27,7 @@ DATA = bytes(range(256)) * 4000
 async def run(
     *command: str | Path, status: int = 0, stdin: bytes = b""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python script to its end; its output is text."""
+    """Run a Python script to its end. Its output is text."""
     with trio.fail_after(LIMIT):
         done = await trio.run_process(
             [sys.executable, *command],

@@ -43,7 +43,7 @@ def run(exchange: Callable[..., Awaitable[Outcome]], *args: object) -> Outcome:
 
 
 def until_it_does_not_strike(attempt: Callable[[int], Outcome]) -> list[Outcome]:
-    """The outcomes for a fault at 0, at 1, and so on, as far as the exchange goes."""
+    """Return the outcomes for a fault at step 0, at step 1, and so on to the end."""
     outcomes = []
     for at in itertools.count():
         outcome = attempt(at)
@@ -54,7 +54,7 @@ def until_it_does_not_strike(attempt: Callable[[int], Outcome]) -> list[Outcome]
 
 
 def check_times(outcomes: list[Outcome]) -> None:
-    """Where nobody had to give up, everything ends within the timeouts."""
+    """Check that everything ends within the timeouts if nothing had to be given up."""
     for outcome in outcomes:
         if not (outcome.client.gave_up or outcome.server.gave_up):
             assert outcome.seconds <= ALL_TIMEOUTS

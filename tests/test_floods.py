@@ -46,7 +46,7 @@ class Flood:
         return StreamConfig(receive_buffer_size=BUFFER, text=self.text)
 
     async def pour(self, peer: RawPeer, count: int) -> None:
-        """Send ``count`` of them, 64 KiB at a time."""
+        """Send ``count`` frames, 64 KiB at a time."""
         if self.begin is not None:
             await peer.send(self.begin, fin=False)
         one = peer.frame(self.opcode, self.payload, fin=self.fin)
@@ -171,7 +171,7 @@ async def test_a_flood_of_data_is_received_in_little_memory(
 async def test_a_flood_leaves_others_their_turn(
     flood: Flood, is_receiving: bool, client: bool, count: int, autojump_clock: MockClock
 ) -> None:
-    """Each time another task runs, no more than a few frames have been handled."""
+    """Whenever another task runs, only a few frames have been handled since its last turn."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "memory", client=client)
         events = stream.subscribe(math.inf)
@@ -204,7 +204,7 @@ async def test_one_byte_frames_leave_others_their_turn(
 
 
 async def test_empty_frames_leave_others_their_turn(autojump_clock: MockClock) -> None:
-    """Counted by the turns of another task, as nothing tells how far the flood is."""
+    """This counts the turns of another task, because nothing tells how far the flood has come."""
     count = 20 * BINARY_FRAMES_A_TURN
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "memory", client=True)
@@ -224,7 +224,7 @@ async def test_empty_frames_leave_others_their_turn(autojump_clock: MockClock) -
 async def test_backpressure_holds_a_flood_up_and_no_end(
     flood: Flood, client: bool, count: int, autojump_clock: MockClock
 ) -> None:
-    """A subscriber that never reads costs its buffer and one read; closing waits for no one."""
+    """A subscriber that never reads costs its buffer and one read. Closing does not wait for it."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "unix", flood.config, client=client)
         events = stream.subscribe(10, backpressure=True)

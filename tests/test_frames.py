@@ -80,7 +80,7 @@ def decode(chunks: Iterable[bytes], *, client: bool) -> Decoded:
 
 
 def pattern(length: int) -> bytes:
-    """Payload in which no piece can be taken for its neighbour."""
+    """Return payload in which no piece is equal to its neighbour."""
     return (bytes(range(251)) * (length // 251 + 1))[:length]
 
 
@@ -89,7 +89,7 @@ def header_length(length: int, *, masked: bool) -> int:
 
 
 def cuts(length: int, *, masked: bool) -> list[int]:
-    """Where to cut a frame in two: everywhere if it is short, else where something changes."""
+    """Return where to cut a frame: everywhere if it is short, else where something changes."""
     header = header_length(length, masked=masked)
     total = header + length
     if total < 200:
@@ -150,7 +150,7 @@ def test_a_fragmented_message_comes_out_one_byte_at_a_time_and_pings_with_it(
 
 
 @SIDES
-def test_what_a_frame_may_be_is_known_again_after_each_message(client: bool) -> None:
+def test_the_legal_first_bytes_change_with_each_message(client: bool) -> None:
     message = [(BINARY, b"a", False), (CONT, b"b", True), (TEXT, b"c", False), (CONT, b"d", True)]
     data = b"".join(
         frame(opcode, payload, fin=fin, masked=not client) for opcode, payload, fin in message * 2
@@ -180,7 +180,7 @@ def test_text_that_is_a_whole_chunk_is_handed_on_uncopied() -> None:
     assert seen.payload is chunk
 
 
-def test_a_long_piece_of_text_is_bytes() -> None:
+def test_a_long_piece_of_text_is_a_bytes_object() -> None:
     decoder = Decoder(client=True)
     decoder.feed(encode_header(FIN | TEXT, 90_000) + b"t" * 40_000)
     first = decoder.decode([])
@@ -194,8 +194,8 @@ def test_a_long_piece_of_text_is_bytes() -> None:
 @SIDES
 @pytest.mark.parametrize("cut", [20_000, 70_000, 70_014])
 @pytest.mark.parametrize("unfinished", [b"", b"\x82"])
-def test_what_is_decoded_is_let_go(unfinished: bytes, cut: int, client: bool) -> None:
-    """A stream that is idle after a long read keeps none of it."""
+def test_decoded_bytes_are_not_kept(unfinished: bytes, cut: int, client: bool) -> None:
+    """A stream that is idle after a long read must keep none of its bytes."""
     decoder = Decoder(client=client)
     data = frame(BINARY, bytes(70_000), masked=not client)[:cut] + unfinished
     before = sys.getrefcount(data)
@@ -207,7 +207,7 @@ def test_what_is_decoded_is_let_go(unfinished: bytes, cut: int, client: bool) ->
     assert sys.getrefcount(data) == before
 
 
-def test_a_bytearray_may_be_reused_once_it_was_fed() -> None:
+def test_a_bytearray_can_be_reused_after_it_was_fed() -> None:
     decoder = Decoder(client=True)
     data = bytearray(frame(BINARY, b"payload", masked=False))
     decoder.feed(data)
@@ -266,7 +266,7 @@ def test_a_control_frame_comes_when_all_of_it_is_there(
 
 
 def header_outside_or_inside(first: int, *, inside: bool, client: bool) -> bytes:
-    """A frame that begins with ``first``, after or inside a message of two fragments."""
+    """Return frames. The last one begins with ``first``, after or inside a message."""
     begun = frame(BINARY, b"begun", fin=False, masked=not client)
     ended = b"" if inside else frame(CONT, masked=not client)
     return begun + ended + frame(first & 0x7F, fin=bool(first & FIN), masked=not client)
@@ -296,7 +296,7 @@ def test_of_all_first_bytes_only_the_legal_ones_pass(
 
 
 def bad(first: int, second: int, rest: bytes = b"") -> Callable[[bool], bytes]:
-    """A bad frame's first bytes as they come to a client, or masked, to a server."""
+    """Return the first bytes of a bad frame to a client, and of a masked one to a server."""
     return lambda client: bytes((first, second | (0 if client else MASKED))) + rest
 
 
@@ -420,7 +420,7 @@ def test_a_close_payload_decodes_to_what_was_encoded(close: tuple[int, str]) -> 
 
 
 def what_is_wrong_with(data: bytes) -> str | None:
-    """Why ``data`` is not UTF-8, in Python's words."""
+    """Return in Python's words why ``data`` is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -429,7 +429,7 @@ def what_is_wrong_with(data: bytes) -> str | None:
 
 
 def viable(data: bytes) -> bytes:
-    """The longest beginning of ``data`` that could still become UTF-8."""
+    """Return the longest beginning of ``data`` that could still become UTF-8."""
     beginnings = (data[:stop] for stop in range(len(data), -1, -1))
     return next(
         each for each in beginnings if what_is_wrong_with(each) in (None, "unexpected end of data")
@@ -457,7 +457,7 @@ utf8_or_not = st.lists(st.sampled_from(SEQUENCES), max_size=8).map(b"".join)
 
 
 def text_message(data: bytes, fragments: Iterable[int], *, client: bool) -> bytes:
-    """A text message cut into fragments."""
+    """Return the frames of a text message that is cut into fragments."""
     pieces = chop(data, fragments) or [b""]
     return b"".join(
         frame(
@@ -536,7 +536,7 @@ def test_each_text_message_is_validated_on_its_own() -> None:
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """Frames as they come to a client, right and wrong, the first bytes of a random one last."""
+    """Generates frames to a client, valid or not. The last one is cut off."""
     frames = draw(
         st.lists(
             st.builds(
@@ -554,7 +554,7 @@ def streams(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=300)
 @given(data=streams(), cuts=st.lists(st.integers(0, 100), max_size=8))
-def test_byte_at_a_time_and_all_at_once_are_the_same(data: bytes, cuts: list[int]) -> None:
+def test_bytes_fed_singly_decode_like_bytes_fed_at_once(data: bytes, cuts: list[int]) -> None:
     whole = decode([data], client=True)
     assert decode(one_by_one(data), client=True) == whole
     assert decode(chop(data, cuts), client=True) == whole
@@ -566,7 +566,7 @@ def test_byte_at_a_time_and_all_at_once_are_the_same(data: bytes, cuts: list[int
 @pytest.mark.parametrize("length", [*LENGTHS[1:], 8191, 8192, 100_000])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @SIDES
-def test_one_message_no_more_and_no_less_is_its_payload(
+def test_decode_message_returns_the_payload_of_exactly_one_message(
     length: int, kind: Callable[[bytes], bytes | bytearray], client: bool
 ) -> None:
     decoder = Decoder(client=client)
@@ -614,7 +614,7 @@ def not_one_message(*, client: bool) -> list[bytes]:
 
 
 @SIDES
-def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
+def test_decode_message_leaves_anything_else_to_decode(client: bool) -> None:
     for data in not_one_message(client=client):
         decoder = Decoder(client=client)
         assert decoder.decode_message(data) is None
@@ -632,7 +632,7 @@ def test_nothing_else_is_and_it_is_left_to_be_decoded(client: bool) -> None:
     ],
     ids=["part of a header", "part of a frame", "a fragment", "part of a ping"],
 )
-def test_nor_is_one_that_comes_behind_something_unfinished(
+def test_decode_message_leaves_a_message_after_unfinished_bytes_to_decode(
     before: Callable[[bool], bytes], client: bool
 ) -> None:
     decoder = Decoder(client=client)
@@ -642,7 +642,7 @@ def test_nor_is_one_that_comes_behind_something_unfinished(
 
 @settings(deadline=None, max_examples=300)
 @given(data=streams())
-def test_what_is_taken_for_one_message_is_what_would_have_been_decoded(data: bytes) -> None:
+def test_decode_message_returns_what_decode_would_have_decoded(data: bytes) -> None:
     message = Decoder(client=True).decode_message(data)
     assert message is None or decode([data], client=True) == (message, [], None)
 
@@ -742,7 +742,7 @@ MASK_AS_THE_RFC_HAS_IT = [(b"Hello", b"\x37\xfa\x21\x3d", b"\x7f\x9f\x4d\x51\x58
 
 @pytest.fixture
 def fallback(monkeypatch: pytest.MonkeyPatch) -> Callable[[Buffer, bytes], bytes]:
-    """What `_masking` takes when websockets has no compiled extension."""
+    """Return the function that `_masking` uses if websockets has no compiled extension."""
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
     return runpy.run_path(str(_masking.__file__))["apply_mask"]
 
@@ -756,7 +756,9 @@ def test_masking_falls_back_to_python(
 
 
 @pytest.mark.parametrize(("payload", "key", "masked"), MASK_AS_THE_RFC_HAS_IT)
-def test_masking_is_in_c_where_it_is_to_be_had(payload: bytes, key: bytes, masked: bytes) -> None:
+def test_masking_is_in_c_if_websockets_has_its_extension(
+    payload: bytes, key: bytes, masked: bytes
+) -> None:
     speedups = pytest.importorskip("websockets.speedups")
     assert apply_mask is speedups.apply_mask
     assert apply_mask(payload, key) == masked
@@ -765,7 +767,7 @@ def test_masking_is_in_c_where_it_is_to_be_had(payload: bytes, key: bytes, maske
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @settings(deadline=None)
 @given(payload=st.binary(max_size=100), key=st.binary(min_size=4, max_size=4))
-def test_both_ways_of_masking_agree_and_mask_twice_is_none(
+def test_both_ways_of_masking_agree_and_masking_twice_changes_nothing(
     kind: Callable[[bytes], Buffer], payload: bytes, key: bytes
 ) -> None:
     from websockets.utils import apply_mask as in_python

@@ -24,7 +24,7 @@ from .support.tasks import background
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_target_on_its_corpus(name: str) -> None:
+def test_a_fuzz_target_accepts_its_corpus(name: str) -> None:
     inputs = seeds() + corpus(name)
     assert len(inputs) > 150
     for data in inputs:
@@ -32,7 +32,7 @@ def test_target_on_its_corpus(name: str) -> None:
 
 
 def calls(function: Callable[[], object]) -> int:
-    """How many calls of Python and C functions it takes."""
+    """Return how many Python and C functions are called."""
     count = 0
 
     def on_event(_frame: object, event: str, _argument: object) -> None:
@@ -50,7 +50,7 @@ def calls(function: Callable[[], object]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest.mark.parametrize("text", TextPolicy)
-def test_twice_as_much_takes_twice_the_calls(flood: str, text: TextPolicy) -> None:
+def test_twice_as_many_bytes_take_twice_as_many_calls(flood: str, text: TextPolicy) -> None:
     once, twice = FLOODS[flood](2000), FLOODS[flood](4000)
     work = calls(lambda: endure(once, text))
     assert calls(lambda: endure(twice, text)) <= 2 * work + 100

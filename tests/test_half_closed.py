@@ -53,7 +53,7 @@ async def expect_timeout(stream: WsByteStream) -> None:
 async def half_closed(
     *, client: bool = True, transport: str = "memory", config: StreamConfig = CONFIG
 ) -> AsyncGenerator[tuple[WsByteStream, RawPeer, Wire]]:
-    """A stream that has half-closed, and a peer that has not answered."""
+    """Return a stream that has half-closed, and a peer that has not answered."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, config, client=client)
         wire: Wire = []
@@ -67,7 +67,7 @@ async def half_closed(
 async def deferring(
     *, client: bool = True, transport: str = "memory", config: StreamConfig = CONFIG
 ) -> AsyncGenerator[tuple[WsByteStream, RawPeer, Wire]]:
-    """A stream that defers its answer, and a peer that has half-closed."""
+    """Return a stream that defers its answer, and a peer that has half-closed."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, config, client=client)
         wire: Wire = []
@@ -84,7 +84,7 @@ async def deferring(
 async def test_to_a_peer_that_has_not_said_the_word_nothing_is_sent_after_our_close(
     client: bool, autojump_clock: MockClock
 ) -> None:
-    """Neither heartbeats nor answers to its pings; and it is not given up while it speaks."""
+    """It gets neither heartbeats nor Pongs, and it is not given up while it sends something."""
     async with half_closed(client=client) as (stream, peer, wire):
         for number in range(30):
             await trio.sleep(20)
@@ -268,7 +268,7 @@ async def test_no_word_goes_to_a_peer_whose_close_is_no_half_close(
 async def test_who_defers_its_answer_gives_up_a_silent_peer(
     transport: str, caller_reads: bool, autojump_clock: MockClock
 ) -> None:
-    """Over memory no TCP acknowledges anything."""
+    """A transport in memory has no TCP that could acknowledge anything."""
     async with deferring(transport=transport) as (stream, _, wire):
         events = stream.subscribe()
         error, closed = await all_events(events)
@@ -304,7 +304,7 @@ async def test_a_sender_that_waits_is_told_that_its_half_closed_peer_is_given_up
 async def test_a_peer_that_owes_no_pong_lives_while_its_kernel_acknowledges(
     transport: str, autojump_clock: MockClock
 ) -> None:
-    """Such as websocat, or version 0.1.0, which has sent its Close and is silent."""
+    """Such a peer is websocat, or version 0.1.0, which has sent its Close and is silent."""
     async with deferring(transport=transport) as (stream, peer, wire):
         for _ in range(30):
             await trio.sleep(10)
@@ -482,7 +482,7 @@ async def test_an_older_end_that_defers_its_answer_loses_nothing_while_it_is_hea
 async def test_an_older_end_that_has_half_closed_loses_nothing(
     size: int, autojump_clock: MockClock
 ) -> None:
-    """However long the answer takes, and however long it does not read that. It ignores Pongs."""
+    """It makes no difference how long the answer takes or how long it is not read."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "tcp", CONFIG)
         await peer.send(*EOF_OF_OURS)

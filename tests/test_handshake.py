@@ -40,7 +40,7 @@ async def answer_to(
     max_header_size: int = 16384,
     http: Any = None,
 ) -> tuple[bytes, Any]:
-    """What the client gets for ``data``, and what `accept` returns or raises."""
+    """Return what the client receives for ``data``, and the result of `accept`."""
     ours, theirs = trio.testing.memory_stream_pair()
     outcome: Any = None
 
@@ -87,7 +87,7 @@ async def test_any_host_that_a_url_can_name_is_accepted(host: bytes) -> None:
 
 
 @pytest.mark.parametrize("host", [b"a b", b"a/b", b"a:b", b"[::1]x", b"me@a", b"a,b/", b"a..b"])
-async def test_a_host_that_is_none_is_refused(host: bytes) -> None:
+async def test_an_invalid_host_header_is_refused(host: bytes) -> None:
     response, _ = await answer_to(request(b"Host: " + host, leave_out=b"Host"))
     assert response.startswith(b"HTTP/1.1 400 ")
 
@@ -110,7 +110,7 @@ async def test_the_elements_of_connection_may_be_in_several_lines(lines: list[by
 
 
 @pytest.mark.parametrize("lines", CONNECTIONS)
-async def test_a_server_may_say_connection_in_several_lines_too(lines: list[bytes]) -> None:
+async def test_a_servers_connection_header_may_be_in_several_lines(lines: list[bytes]) -> None:
     def edit(response: bytes) -> bytes:
         return response.replace(b"Connection: Upgrade", b"\r\n".join(lines))
 
@@ -127,7 +127,7 @@ async def test_a_server_may_say_connection_in_several_lines_too(lines: list[byte
         [b"Upgrade: websocket", b"Upgrade: h2c"],
     ],
 )
-async def test_upgrade_may_be_a_list(lines: list[bytes]) -> None:
+async def test_the_upgrade_header_may_be_a_list(lines: list[bytes]) -> None:
     response, _ = await answer_to(request(*lines, leave_out=b"Upgrade"))
     assert response.startswith(b"HTTP/1.1 101 ")
 
@@ -136,7 +136,7 @@ async def test_upgrade_may_be_a_list(lines: list[bytes]) -> None:
 async def client_of(
     edit: Callable[[bytes], bytes] = bytes, head: list[bytes] | None = None, **options: Any
 ) -> Any:
-    """A raw server whose response to `open_ws_stream` is edited; ``head`` takes the request."""
+    """Run `open_ws_stream` with a raw server whose response is edited."""
     ours, theirs = trio.testing.memory_stream_pair()
     url = options.pop("url", "ws://localhost/")
 
@@ -257,7 +257,7 @@ async def test_the_answer_of_a_hook_to_head_has_no_body() -> None:
     assert response.endswith(b"Content-Length: 11\r\n\r\n")
 
 
-async def test_a_hook_that_gives_none_leaves_the_answer_of_always() -> None:
+async def test_an_http_hook_that_returns_none_leaves_the_usual_answer() -> None:
     async def http(*_: object) -> None:
         return None
 
@@ -336,7 +336,7 @@ HEADS = [
 
 @pytest.mark.parametrize("data", HEADS)
 async def test_a_plain_head_is_read_as_h11_reads_it(data: bytes) -> None:
-    """In one piece it is read without h11, in two with it."""
+    """A head in one piece is read without h11, and a head in two pieces is read with it."""
     outcomes = [await answer_to(data, piece=piece) for piece in (len(data), len(data) - 1)]
     requests = [each[1][1] for each in outcomes]
     assert requests[0].headers == requests[1].headers
@@ -387,7 +387,7 @@ async def test_headers_that_cannot_be_sent_are_logged_and_give_500(
 
 
 @pytest.mark.parametrize("status", [0, 101, 100, 199, 600, 1000, -1, "403", None, True], ids=repr)
-async def test_a_refusal_with_a_status_that_is_none_is_logged_and_gives_500(
+async def test_a_refusal_with_an_invalid_status_is_logged_and_gives_500(
     status: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def judge(request: WsRequest) -> Any:

@@ -66,7 +66,7 @@ async def test_thousands_of_half_open_handshakes_cost_little_and_keep_nobody_out
 
 @pytest.mark.parametrize("piece", [b"A: " + b"a" * 100 + b"\r\n", b"a"], ids=["many", "one"])
 async def test_endless_headers_are_read_for_20_kib_at_the_most(piece: bytes) -> None:
-    """That of one handshake that was not refused by then is all that it can hold."""
+    """A handshake that was not refused by then can hold no more than that."""
     async with memory_server() as listener:
         transport = await listener.connect()
         await transport.send_all(request()[:-2] + b"Endless: ")
@@ -177,7 +177,7 @@ async def test_a_second_request_in_the_first_is_no_frame_and_gets_no_response() 
 
 
 async def test_what_comes_before_the_101_waits_and_is_not_lost() -> None:
-    """Also when it is much, which then waits with the client."""
+    """If there is too much of it, the rest waits at the client."""
     may_accept = trio.Event()
 
     async def hook(request: WebSocketRequest) -> None:
@@ -209,7 +209,7 @@ Answer = Callable[[Any, bytes], Awaitable[None]]
 
 
 def answer(*pieces: bytes, ends: bool = False) -> Answer:
-    """One piece after the other, then nothing more, or the end."""
+    """Return an answer in pieces, and after them silence or the end of the transport."""
 
     async def run(transport: Any, head: bytes) -> None:
         for piece in pieces:
@@ -232,7 +232,7 @@ def for_ever(start: bytes, piece: bytes, pause: float = 0.001) -> Answer:
 
 
 def accepting(old: bytes = b"", new: bytes = b"") -> Answer:
-    """The right answer, with ``old`` replaced in it."""
+    """Return the right answer, in which ``old`` is replaced."""
 
     async def run(transport: Any, head: bytes) -> None:
         right = server_handshake(head)
@@ -308,7 +308,7 @@ REFUSALS: Final[dict[str, tuple[Answer, int, bytes]]] = {
 
 
 def server(nursery: trio.Nursery, run: Answer) -> trio.abc.Stream:
-    """The client's end of a transport to a server, which ends when the client has closed it."""
+    """Return a client's transport to a server that ends when the client has closed it."""
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
@@ -324,7 +324,7 @@ def server(nursery: trio.Nursery, run: Answer) -> trio.abc.Stream:
 
 
 async def error_of(run: Answer, **options: Any) -> HandshakeError:
-    """What a client of such a server is told, who then has closed its transport."""
+    """Return the error of a client of such a server that has closed its transport."""
     tasks = count_tasks()
     async with trio.open_nursery() as nursery:
         with pytest.raises(HandshakeError) as caught:
@@ -357,7 +357,7 @@ async def test_a_slow_answer_is_a_timeout_in_time(
 async def test_a_refusal_tells_its_status_and_what_came_of_its_body(
     kind: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A redirect is one: it is not followed."""
+    """A redirect is a refusal too, because it is not followed."""
     run, status, body = REFUSALS[kind]
     started_at = trio.current_time()
     error = await error_of(run)
@@ -442,7 +442,7 @@ async def test_a_101_may_come_after_a_100_and_before_a_frame(
             await trio.aclose_forcefully(stream)
 
 
-async def test_a_second_101_is_no_frame() -> None:
+async def test_a_second_101_response_is_not_taken_for_a_frame() -> None:
     async def run(transport: Any, head: bytes) -> None:
         await transport.send_all(server_handshake(head) * 2)
 

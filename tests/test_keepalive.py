@@ -158,7 +158,7 @@ async def test_no_heartbeat_is_added_to_what_waits_for_the_transport_already(
 async def test_a_ping_that_meets_a_frame_on_its_way_goes_out_behind_it(
     autojump_clock: MockClock,
 ) -> None:
-    """Or a sender whose frames need not wait would give up a peer that was never asked."""
+    """Otherwise a sender whose frames need not wait would give up a peer that got no Ping."""
     async with background() as nursery:
         stream, peer = await keepalive_pair(nursery, transport="lockstep")
         await trio.sleep(19.99)
@@ -217,7 +217,7 @@ async def test_without_a_sign_of_life_after_a_ping_the_peer_is_given_up(
 async def test_a_reader_is_told_that_the_peer_is_given_up_when_the_transport_is_closed(
     autojump_clock: MockClock,
 ) -> None:
-    """So a handler that ends with that error cannot overtake the Close."""
+    """So a handler that ends with this error cannot overtake the Close."""
     async with background() as nursery:
         stream, _ = await keepalive_pair(nursery, caller_reads=False, transport="lockstep")
         await stream.subscribe(kinds=ErrorOccurred).receive()
@@ -313,7 +313,9 @@ async def test_a_socket_that_takes_a_frame_after_a_while_is_a_sign_of_life(
         assert trio.current_time() - started == pytest.approx(12 + 20)
 
 
-async def test_a_socket_that_takes_a_frame_at_once_is_none(autojump_clock: MockClock) -> None:
+async def test_a_socket_that_takes_a_frame_at_once_is_no_sign_of_life(
+    autojump_clock: MockClock,
+) -> None:
     async with background() as nursery:
         stream, peer = await keepalive_pair(nursery, transport="tcp")
         started = trio.current_time()
@@ -353,7 +355,7 @@ async def test_frames_that_are_accepted_slowly_keep_the_connection_alive_without
 async def test_a_frame_that_a_socket_takes_slowly_keeps_the_connection_alive(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten bytes each twelve seconds."""
+    """The socket takes ten bytes every twelve seconds."""
     real, has_room = os.writev, False
 
     def writev(fd: int, buffers: Sequence[bytes]) -> int:
@@ -395,7 +397,7 @@ async def test_a_ping_does_not_end_the_standstill_of_a_slow_subscriber(
 
 
 async def test_a_frame_that_did_not_wait_is_no_sign_of_life(autojump_clock: MockClock) -> None:
-    """The kernel's buffer takes frames for a dead peer, too."""
+    """The kernel's buffer takes frames for a dead peer too."""
     async with background() as nursery:
         stream, _ = await keepalive_pair(nursery)
         events = stream.subscribe()
@@ -481,7 +483,7 @@ async def test_a_reader_that_pauses_is_not_given_up_by_who_sends(
 async def test_a_reader_of_a_kilobyte_each_second_is_not_given_up(
     transport: str, autojump_clock: MockClock
 ) -> None:
-    """On a small scale, so that the test is short: its time is proportional."""
+    """The buffers are small, so that the test is short. Its time is proportional to them."""
     config = StreamConfig(receive_buffer_size=1024)
     async with background() as nursery:
         sender, reader = await stream_pair(nursery, transport, config)
@@ -496,7 +498,7 @@ async def test_a_reader_of_a_kilobyte_each_second_is_not_given_up(
 async def test_echo_under_back_pressure_in_both_directions_is_not_given_up(
     caller_reads: bool, autojump_clock: MockClock
 ) -> None:
-    """Nobody reads for two minutes, so both ends are stuck in sending."""
+    """No end reads for two minutes, so both ends are stuck in sending."""
     config = StreamConfig(receive_buffer_size=1000)
     async with background() as nursery:
         ends = await stream_pair(nursery, "unix", config)

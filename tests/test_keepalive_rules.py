@@ -34,7 +34,7 @@ class Run:
     done: Done = attrs.field(factory=list)
 
     def ask(self) -> None:
-        """Now, and until nothing is due."""
+        """Ask the rules now, and again until nothing is due."""
         heard = [at for at in self.hears_at if at <= self.now]
         sent = [at for at in self.sends_at if at <= self.now]
         keepalive = self.keepalive
@@ -52,7 +52,7 @@ class Run:
         return bool(self.done) and self.done[-1][1] is GIVE_UP
 
     def until(self, end: float) -> Done:
-        """Let the time pass, and ask whenever it must be."""
+        """Let the time pass, and ask the rules whenever something is due."""
         self.ask()
         while not self.is_given_up and self.keepalive.due_at <= end:
             assert self.keepalive.due_at > self.now
@@ -122,7 +122,7 @@ def test_while_reading_is_held_back_there_are_heartbeats_and_nobody_is_given_up(
 
 @pytest.mark.parametrize("held_at", [1, 21, 24.97])
 def test_the_silence_begins_anew_when_reading_is_no_longer_held_back(held_at: float) -> None:
-    """Also if that happens after the Ping, or during the last look."""
+    """This must hold after the Ping and during the last look too."""
     run = start()
     run.until(held_at)
     run.is_held = True
@@ -173,7 +173,7 @@ def test_who_asks_in_time_gives_up_in_time_with_the_look_included(timeout: float
 def test_the_two_promises(
     interval: float, timeout: float, hears_at: list[float], sends_at: list[float]
 ) -> None:
-    """Nothing is silent for longer than the interval, and nobody for longer than both."""
+    """No end is silent for longer than the interval, no peer for longer than both times."""
     run = start(interval, timeout, hears_at=hears_at, sends_at=sends_at)
     run.until(1000)
     assert run.is_given_up

@@ -1,4 +1,4 @@
-"""What was written for any Trio stream, over ours."""
+"""Code that was written for any Trio stream runs over a `WsByteStream`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .support.transports import CLIENT_TLS, SERVER_TLS
 
 
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
-async def test_tls_inside_of_it_carries_bytes_and_closes_cleanly(transport: str) -> None:
+async def test_tls_inside_a_websocket_carries_bytes_and_closes_cleanly(transport: str) -> None:
     data = bytes(range(256)) * 1000
     async with background() as nursery, trio.open_nursery() as talking:
         client, server = await stream_pair(nursery, transport)
@@ -32,7 +32,7 @@ async def test_tls_inside_of_it_carries_bytes_and_closes_cleanly(transport: str)
             assert received == data
 
 
-async def test_tricycle_frames_it_by_length_and_by_line() -> None:
+async def test_tricycle_reads_a_stream_by_length_and_by_line() -> None:
     async with background() as nursery:
         client, server = await stream_pair(nursery)
         await client.send_all(b"\x00\x05hello")

@@ -56,13 +56,13 @@ async def check_spent(
 @pytest.mark.parametrize("use", SPEND.values(), ids=SPEND)
 @pytest.mark.parametrize("queued", [0, 1, 3])
 @SIDES
-async def test_a_spent_connection_says_who_took_it(
+async def test_a_connection_that_was_taken_over_says_so_when_it_is_used(
     client: bool,
     queued: int,
     use: Callable[[WebSocketConnection], Awaitable[object]],
     mock_clock: MockClock,  # stands still, so that the stream has not met the Close before
 ) -> None:
-    """Also when its reader was held up by a full queue, with a Close behind."""
+    """This must hold too if its reader waited at a full queue with a Close behind it."""
     async with meeting(client=client, message_queue_size=1) as our:
         said = our.peer.frame(BINARY, b"hello") * queued
         if queued > 1:
@@ -80,7 +80,9 @@ async def test_a_spent_connection_says_who_took_it(
 
 
 @SIDES
-async def test_who_waits_for_a_message_at_the_takeover_is_told_at_once(client: bool) -> None:
+async def test_a_task_that_waits_for_a_message_at_the_takeover_is_told_at_once(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(check_spent, our.connection, SPEND["get_message"])
@@ -140,8 +142,10 @@ async def test_the_connection_tells_the_real_code_and_reason_in_the_end(
 
 
 @SIDES
-async def test_a_stream_that_we_drop_was_not_lost(client: bool) -> None:
-    """Although a task of ours, in the transport, finds it gone."""
+async def test_a_stream_that_this_side_drops_does_not_report_a_lost_connection(
+    client: bool,
+) -> None:
+    """A task that reads from the transport finds that it is gone, but this side has closed it."""
     async with meeting(client=client) as our:
         stream, happened = our.take_over()
         await our.say((BINARY, b"hello"))
@@ -173,7 +177,7 @@ async def test_a_stream_that_we_drop_was_not_lost(client: bool) -> None:
 async def test_the_end_of_the_streams_nursery_ends_trio_websockets_tasks(
     client: bool, said: list[tuple[int, bytes]], is_shut: bool
 ) -> None:
-    """Whatever its reader was doing at the takeover."""
+    """This must hold whatever trio-websocket's reader task was doing at the takeover."""
     gate = Gate()
     async with meeting(client=client, wrap=gate) as our:
         if is_shut:
@@ -193,7 +197,7 @@ async def test_the_end_of_the_streams_nursery_ends_trio_websockets_tasks(
 Body = Callable[[WsByteStream], Awaitable[None]]
 Peer = Callable[[RawPeer], Awaitable[None]]
 Home = Callable[[Body, Peer, StreamConfig], Awaitable[None]]
-"""Runs both over a new TCP connection; returns when both have, and no task is left of ours."""
+"""Runs both over a new TCP connection, and returns when both have ended and no task is left."""
 
 
 @asynccontextmanager
@@ -208,7 +212,7 @@ async def in_its_block(
 async def later(
     connection: WebSocketConnection, config: StreamConfig
 ) -> AsyncGenerator[WsByteStream, None]:
-    """When trio-websocket has had all that it could take."""
+    """Take the connection over after trio-websocket has read all that it can."""
     await wait_all_tasks_blocked(0.01)
     async with wrap_websocket(connection, config) as stream:
         yield stream
@@ -218,7 +222,7 @@ async def later(
 async def served(
     handle: Callable[[WebSocketRequest], Awaitable[None]], **options: int
 ) -> AsyncGenerator[int, None]:
-    """The port of a serve_websocket; it is left when all its handlers have ended."""
+    """Run serve_websocket until all its handlers have ended. The block gets its port."""
     async with trio.open_nursery() as serving:
         async with trio.open_nursery() as handlers:
             serve = partial(
@@ -239,7 +243,7 @@ Wrap = Callable[[WebSocketConnection, StreamConfig], AbstractAsyncContextManager
 
 
 async def as_server(wrap: Wrap, body: Body, peer: Peer, config: StreamConfig) -> None:
-    """In a handler of serve_websocket."""
+    """Run ``body`` in a handler of serve_websocket."""
 
     async def handle(request: WebSocketRequest) -> None:
         connection = await request.accept()
@@ -257,7 +261,7 @@ async def as_server(wrap: Wrap, body: Body, peer: Peer, config: StreamConfig) ->
 
 @asynccontextmanager
 async def raw_server(peer: Peer) -> AsyncGenerator[int, None]:
-    """The port at which ``peer`` awaits its only client."""
+    """Run a server of one client, which is ``peer``. The block gets its port."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
 
     async def serve() -> None:
@@ -271,7 +275,7 @@ async def raw_server(peer: Peer) -> AsyncGenerator[int, None]:
 
 
 async def as_client(wrap: Wrap, body: Body, peer: Peer, config: StreamConfig) -> None:
-    """In a block of open_websocket."""
+    """Run ``body`` in a block of open_websocket."""
     async with (
         raw_server(peer) as port,
         trio_websocket.open_websocket("127.0.0.1", port, "/", use_ssl=False) as connection,
@@ -327,7 +331,7 @@ async def leave(home: Home, body: Body, peer: Peer, close_timeout: float = NEVER
 
 
 async def listen(peer: RawPeer) -> None:
-    """Answers our Close; then a server ends TCP, and a client waits for it (RFC 6455, 7.1.1)."""
+    """Answer our Close. Then a server ends TCP, and a client waits for that (RFC 6455, 7.1.1)."""
     while (heard := await peer.receive())[0] != CLOSE:
         pass
     await peer.send(*heard)
@@ -336,7 +340,7 @@ async def listen(peer: RawPeer) -> None:
 
 
 async def close_first(peer: RawPeer) -> None:
-    """Or at the same time as we do."""
+    """Close before our side does, or at the same time."""
     await peer.send(BINARY, b"hello")
     await peer.send(CLOSE, close_payload(1000, "bye"))
     assert (await peer.receive())[0] == CLOSE
@@ -345,7 +349,7 @@ async def close_first(peer: RawPeer) -> None:
 
 
 async def say_much(peer: RawPeer) -> None:
-    """More messages than fit in the queue of a trio-websocket."""
+    """Send more messages than the queue of a trio-websocket holds."""
     await peer.send(PING, b"still there?")
     for _ in range(10):
         await peer.send(BINARY, b"hello")
@@ -353,14 +357,14 @@ async def say_much(peer: RawPeer) -> None:
 
 
 async def be_silent(peer: RawPeer) -> None:
-    """Takes our Close and says nothing, until TCP ends."""
+    """Receive our Close and send nothing until TCP ends."""
     while (await peer.receive())[0] != CLOSE:
         pass
     await expect_the_worst(peer)
 
 
 async def expect_the_worst(peer: RawPeer) -> None:
-    """TCP ends with no Close, or is reset if we did not read all that came."""
+    """Expect that TCP ends without a Close. It is reset if our side has not read all bytes."""
     try:
         await peer.expect_eof()
     except trio.BrokenResourceError:
@@ -449,7 +453,7 @@ async def send_too_much(stream: WsByteStream) -> None:
     ],
 )
 @every_home
-async def test_leaving_ends_everything_at_once(
+async def test_leaving_a_block_ends_everything_at_once(
     home: Home, body: Body, peer: Peer, closed: StreamClosed | None
 ) -> None:
     stream = await leave(home, body, peer)
@@ -466,7 +470,7 @@ async def test_leaving_ends_everything_at_once(
     ],
 )
 @every_home
-async def test_leaving_takes_no_longer_than_close_timeout(
+async def test_leaving_a_block_takes_no_longer_than_close_timeout(
     home: Home, body: Body, peer: Peer, clock_that_jumps: MockClock
 ) -> None:
     started_at = trio.current_time()
@@ -528,7 +532,7 @@ class Catastrophe(BaseException):
 
 
 def catching(kind: type[BaseException]) -> Wrap:
-    """`wrap_websocket`, out of which an exception of this very kind must come."""
+    """Return a `wrap_websocket` that must raise an exception of exactly this kind."""
 
     @asynccontextmanager
     async def wrap(

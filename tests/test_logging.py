@@ -30,7 +30,7 @@ HIDDEN = "battery"  # it begins after what may be shown
 
 
 async def exchange() -> None:
-    """Everything that carries payload, all of it secret."""
+    """Do everything that carries payload. All of this payload is secret."""
     config = StreamConfig(text=TextPolicy.AS_EVENTS)
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, config=config)
@@ -107,7 +107,7 @@ async def test_the_turns_of_the_streams_own_task_and_of_senders_are_told(
         assert line in caplog.text
 
 
-async def test_it_is_quiet_by_default(caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_is_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trio_wsstream")
     await exchange()
     assert not [record for record in caplog.records if record.name.startswith("trio_wsstream")]

@@ -67,7 +67,7 @@ def a_server(**options: Any) -> Any:
 
 
 def plain(*_: object) -> None:
-    """No async function."""
+    """A function that is not async."""
 
 
 # Each is what a caller does, the kind of the error, and its text, whole.
@@ -321,7 +321,7 @@ async def test_a_mistake_is_told_in_a_sentence(
     mistake: Mistake, kind: type[Exception], text: str
 ) -> None:
     async with ws_stream_pair() as (stream, peer):
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             with pytest.raises(Exception) as caught:  # noqa: PT011  # compared below
                 await mistake(stream)
         error = leaf(caught.value)

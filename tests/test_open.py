@@ -41,7 +41,7 @@ from .support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
 @asynccontextmanager
 async def echo_server(tls: bool = False) -> AsyncGenerator[str, None]:
-    """trio-websocket's server with streams that echo; its URL."""
+    """Run trio-websocket's server with streams that echo. The block gets its URL."""
 
     async def handle(request: WebSocketRequest) -> None:
         wanted = request.proposed_subprotocols
@@ -282,7 +282,7 @@ async def test_a_url_that_is_no_str_is_a_type_error(url: Any) -> None:
             raise AssertionError("it was opened")
 
 
-async def test_a_timeout_tells_the_authority_and_no_more() -> None:
+async def test_a_timeout_error_shows_the_authority_and_no_more_of_the_url() -> None:
     transport, _ = trio.testing.memory_stream_pair()
     with pytest.raises(trio_websocket.ConnectionTimeout) as caught:
         async with open_ws_stream("ws://h:1/?secret", transport=transport, connect_timeout=0):
@@ -300,7 +300,7 @@ async def why(url: str, ssl_context: ssl.SSLContext | None = None, **options: An
     return str(caught.value)
 
 
-async def test_a_refused_connection_is_told_so() -> None:
+async def test_a_refused_connection_is_reported_as_refused() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -339,7 +339,7 @@ async def test_a_host_that_does_not_exist_is_told_so(monkeypatch: pytest.MonkeyP
 async def tls_server(
     context: ssl.SSLContext = SERVER_TLS,
 ) -> AsyncGenerator[trio.abc.Stream, None]:
-    """A transport to a server that speaks TLS and WebSockets."""
+    """Return a transport to a server that speaks TLS and WebSockets."""
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
@@ -496,7 +496,9 @@ async def test_tcp_goes_to_the_host_and_port_of_the_url(
         ("transport", 5),
     ],
 )
-async def test_a_wrong_option_is_refused_where_it_is_given(option: str, value: Any) -> None:
+async def test_open_ws_stream_refuses_a_wrong_option_before_it_connects(
+    option: str, value: Any
+) -> None:
     with pytest.raises((TypeError, ValueError), match=f"{option} must be .*, not .*{value!r}"):
         async with open_ws_stream("ws://localhost", **{option: value}):
             raise AssertionError("it was opened")
@@ -511,7 +513,7 @@ async def test_a_wrong_option_is_refused_where_it_is_given(option: str, value: A
         {"extra_headers": [(b"a b", b"c")]},
     ],
 )
-async def test_what_cannot_be_sent_is_no_handshake_error(options: dict[str, Any]) -> None:
+async def test_headers_that_cannot_be_sent_are_no_handshake_error(options: dict[str, Any]) -> None:
     transport, _ = trio.testing.memory_stream_pair()
     with pytest.raises(ValueError, match="subprotocols or extra_headers"):
         async with open_ws_stream("ws://localhost", transport=transport, **options):
@@ -519,7 +521,7 @@ async def test_what_cannot_be_sent_is_no_handshake_error(options: dict[str, Any]
 
 
 @pytest.mark.parametrize("error", [ValueError("of the user"), KeyboardInterrupt(), SystemExit(3)])
-async def test_an_exception_comes_out_as_it_was(error: BaseException) -> None:
+async def test_an_exception_leaves_open_ws_stream_unchanged(error: BaseException) -> None:
     async with echo_server() as url:
         with pytest.raises(type(error)) as caught:
             async with open_ws_stream(url) as stream:
@@ -607,7 +609,7 @@ async def test_an_exception_under_a_cancelled_scope_comes_out_as_it_was(
 
 
 @pytest.mark.parametrize("strict", [True, False])
-async def test_an_exception_and_that_of_a_task_come_out_together(
+async def test_an_exception_of_the_block_and_one_of_a_task_come_out_together(
     strict: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
@@ -647,13 +649,13 @@ async def test_a_closed_nursery_is_a_takeover_error_and_nothing_was_touched() ->
 
 
 @pytest.mark.parametrize("connection", [None, "connection", object()])
-async def test_another_connection_is_a_type_error(connection: object) -> None:
+async def test_an_object_that_is_no_connection_is_a_type_error(connection: object) -> None:
     async with background() as nursery:
         with pytest.raises(TypeError, match="WebSocketConnection"):
             WsByteStream(connection, nursery)  # type: ignore[arg-type]
 
 
-async def test_another_config_is_a_type_error() -> None:
+async def test_an_object_that_is_no_config_is_a_type_error() -> None:
     async with background() as nursery:
         client, _ = await connection_pair(nursery)
         with pytest.raises(TypeError, match="StreamConfig"):
@@ -682,7 +684,7 @@ async def test_a_client_of_websockets_understands_us(size: int) -> None:
 
 
 async def test_a_server_of_websockets_understands_us() -> None:
-    """It has no half-close: nothing that was sent is lost, and the end is a plain close."""
+    """It has no half-close. Nothing that was sent is lost, and the end is a plain close."""
     received: list[bytes | str] = []
     has_ended = threading.Event()
 

@@ -49,7 +49,7 @@ def events_of(protocol: Protocol) -> list[WsEvent]:
 
 
 def tell(protocol: Protocol, data: bytes) -> list[WsEvent]:
-    """Say bytes to ``protocol``; returns the events that follow."""
+    """Give ``protocol`` bytes of the peer, and return the events that follow."""
     protocol.receive_data(data)
     return events_of(protocol)
 
@@ -57,12 +57,12 @@ def tell(protocol: Protocol, data: bytes) -> list[WsEvent]:
 def hear(
     protocol: Protocol, opcode: int, payload: bytes = b"", *, fin: bool = True
 ) -> list[WsEvent]:
-    """Say one frame of the peer; returns the events that follow."""
+    """Give ``protocol`` one frame of the peer, and return the events that follow."""
     return tell(protocol, frame(opcode, payload, fin=fin, masked=not protocol.client))
 
 
 def hear_close(protocol: Protocol, close: Close) -> list[WsEvent]:
-    """Say the peer's Close; 1005 stands for one without a code."""
+    """Give ``protocol`` the peer's Close. 1005 stands for a Close without a code."""
     return hear(protocol, CLOSE, b"" if close.code == 1005 else close_payload(*close))
 
 
@@ -71,7 +71,7 @@ def hear_text(protocol: Protocol, text: str | bytes, *, fin: bool = True) -> lis
 
 
 def sent_by(protocol: Protocol) -> list[tuple[int, bytes]]:
-    """Opcode and payload of each control frame that ``protocol`` now wants to be sent."""
+    """Return opcode and payload of each control frame that ``protocol`` wants to send now."""
     decoder = Decoder(client=not protocol.client)
     decoder.feed(protocol.data_to_send())
     assert not protocol.owes
@@ -88,7 +88,7 @@ def read(protocol: Protocol) -> bytes:
 
 
 def memory_taken_by(run: Callable[[], None]) -> int:
-    """How many bytes are in use after ``run()`` that were not before."""
+    """Return how many more bytes are in use after ``run()`` than before it."""
     tracemalloc.start()
     try:
         run()
@@ -130,7 +130,7 @@ def test_a_long_message_is_encoded_alike_and_left_to_be_masked(client: bool) -> 
 
 
 @SIDES
-def test_what_is_told_in_the_log_is_encoded_and_decoded_alike(
+def test_logging_changes_nothing_of_what_is_encoded_and_decoded(
     client: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_wsstream")
@@ -141,7 +141,7 @@ def test_what_is_told_in_the_log_is_encoded_and_decoded_alike(
     assert "< 7 bytes of binary payload" in caplog.text
 
 
-def test_decoding_stops_after_so_many_steps_and_goes_on_with_more() -> None:
+def test_decoding_stops_after_a_number_of_steps_and_continues_when_asked() -> None:
     protocol = make()
     ping, byte = (frame(opcode, b"x", masked=True) for opcode in (PING, BINARY))
     protocol.steps_left = 3
@@ -392,14 +392,14 @@ def test_the_answer_to_our_close_ends_it_and_is_not_answered() -> None:
     assert read(protocol) == b"more"
 
 
-def test_a_close_that_crosses_ours_changes_nothing_of_ours() -> None:
+def test_a_close_of_the_peer_that_crosses_ours_changes_nothing_of_ours() -> None:
     protocol = make()
     protocol.close(Close(4000, "ours"))
     assert hear_close(protocol, Close(4001, "theirs")) == [CloseReceived(4001, "theirs")]
     assert sent_by(protocol) == [(CLOSE, close_payload(4000, "ours"))]
 
 
-def test_a_close_sent_before_counts() -> None:
+def test_a_close_that_trio_websocket_has_sent_counts_as_sent() -> None:
     protocol = make(close_sent=Close(4000, "before"))
     assert not protocol.can_send
     protocol.close(NORMAL)
@@ -595,7 +595,7 @@ def test_a_transport_that_ends_without_a_close_is_lost(was_open: bool) -> None:
 
 
 @pytest.mark.parametrize("has_closed", [False, True])
-def test_a_lost_connection_tells_why(has_closed: bool) -> None:
+def test_a_lost_connection_says_why_it_was_lost(has_closed: bool) -> None:
     protocol = make()
     if has_closed:
         hear_close(protocol, NORMAL)
@@ -662,7 +662,7 @@ def test_a_peer_that_gives_no_sign_of_life_is_given_up(was_open: bool) -> None:
     assert sent_by(protocol) == ([(PING, b"1"), close] if was_open else [])
 
 
-def test_an_error_is_told_once() -> None:
+def test_an_error_is_reported_only_once() -> None:
     protocol = make()
     events = hear(protocol, 3)
     first = protocol.error
@@ -780,7 +780,7 @@ def test_what_comes_after_the_end_takes_no_memory() -> None:
 
 
 @pytest.mark.parametrize("end", [Protocol.receive_eof, Protocol.abandon])
-def test_tcp_ends_once(end: Any) -> None:
+def test_the_end_of_tcp_is_handled_only_once(end: Any) -> None:
     protocol = make()
     end(protocol)
     events_of(protocol)
@@ -793,7 +793,7 @@ def test_tcp_ends_once(end: Any) -> None:
 # Once the reader is gone
 
 
-def test_after_the_last_reader_data_is_dropped_and_pings_and_close_still_count() -> None:
+def test_without_readers_data_is_dropped_and_pings_and_close_still_count() -> None:
     protocol = make(text=TextPolicy.REJECT)
     hear(protocol, BINARY, b"unread")
     protocol.stop_receiving()
@@ -806,7 +806,7 @@ def test_after_the_last_reader_data_is_dropped_and_pings_and_close_still_count()
     assert protocol.error is None
 
 
-def test_after_the_last_reader_no_text_is_told() -> None:
+def test_without_readers_no_text_is_reported() -> None:
     protocol = make(text=TextPolicy.AS_EVENTS)
     hear_text(protocol, "a", fin=False)
     protocol.stop_receiving()
@@ -814,7 +814,7 @@ def test_after_the_last_reader_no_text_is_told() -> None:
     assert hear_text(protocol, "c") == []
 
 
-def test_after_the_last_reader_a_violation_is_one_still() -> None:
+def test_without_readers_a_violation_still_fails_the_connection() -> None:
     protocol = make()
     protocol.stop_receiving()
     hear(protocol, 3)
@@ -863,7 +863,7 @@ def test_text_is_rejected_at_its_header(client: bool) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"text", b"not UTF-8: \xff"])
 @pytest.mark.parametrize("fin", [False, True])
-def test_any_text_is_rejected_even_what_is_none(text: bytes, fin: bool) -> None:
+def test_any_text_is_rejected_even_if_it_is_not_utf8(text: bytes, fin: bool) -> None:
     protocol = make()
     hear_text(protocol, text, fin=fin)
     assert isinstance(protocol.verdict, TextRejected)
@@ -958,7 +958,9 @@ steps = st.lists(
 
 @settings(deadline=None)
 @given(steps=steps)
-def test_a_receive_buffer_is_as_good_as_plain_bytes(steps: list[list[bytes] | int | None]) -> None:
+def test_a_receive_buffer_returns_what_plain_bytes_would(
+    steps: list[list[bytes] | int | None],
+) -> None:
     buffer, model = ReceiveBuffer(), b""
     for step in steps:
         if isinstance(step, list):

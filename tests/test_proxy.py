@@ -47,7 +47,7 @@ def port_of(listener: Any) -> int:
 
 @asynccontextmanager
 async def echo_server(tls: bool = False, host: str = "127.0.0.1") -> AsyncGenerator[int, None]:
-    """A WebSocket server that echoes; its port."""
+    """Run a WebSocket server that echoes. The block gets its port."""
     async with background() as nursery:
         serve = partial(serve_ws, echo, host, 0, SERVER_TLS if tls else None)
         (listener,) = await nursery.start(serve)
@@ -80,7 +80,7 @@ async def proxy_server(
 
 
 async def relay(one: Any, other: Any) -> None:
-    """Pass on all bytes, until one side has ended."""
+    """Pass all bytes on until one side has ended."""
 
     async def copy(source: Any, sink: Any) -> None:
         async for data in source:
@@ -93,7 +93,7 @@ async def relay(one: Any, other: Any) -> None:
 
 
 async def until_it_hangs_up(stream: trio.abc.Stream) -> None:
-    """The client has closed its end: also if it did so with bytes unread."""
+    """Wait until the client has closed its end, maybe with unread bytes."""
     try:
         assert await stream.receive_some() == b""
     except trio.BrokenResourceError:
@@ -175,7 +175,7 @@ class SocksProxy:
         await relay(stream, server)
 
     async def _authenticate(self, stream: trio.abc.Stream) -> bool:
-        """RFC 1929."""
+        """Check user and password (RFC 1929)."""
         assert await receive_exactly(stream, 1) == b"\x01"
         user = await receive_exactly(stream, (await receive_exactly(stream, 1))[0])
         password = await receive_exactly(stream, (await receive_exactly(stream, 1))[0])
@@ -199,7 +199,7 @@ class SocksProxy:
 
 
 def answering(answer: bytes, *, hang_up: bool = False) -> Handle:
-    """A proxy that sends ``answer`` to each CONNECT, then hangs up, or waits for the client to."""
+    """Return a proxy that answers each CONNECT, and then hangs up or waits."""
 
     async def handle(stream: trio.abc.HalfCloseableStream) -> None:
         await receive_head(stream)
@@ -225,7 +225,7 @@ async def assert_echoes(url: str, proxy: str | None, **options: Any) -> None:
 
 
 async def failure(proxy: str, url: str = "ws://server.example:8000/", **options: Any) -> Exception:
-    """What the connection fails with, and soon."""
+    """Return the error with which the connection fails."""
     with trio.fail_after(30):
         try:
             async with open_ws_stream(url, tls_for(url), proxy=proxy, **options):
@@ -236,7 +236,7 @@ async def failure(proxy: str, url: str = "ws://server.example:8000/", **options:
 
 @pytest.fixture
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's default settings for TLS trust the tests' authority."""
+    """Make Python's default settings for TLS trust the authority of the tests."""
     AUTHORITY.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
 
@@ -285,7 +285,7 @@ async def test_a_name_that_only_the_proxy_knows_is_its_to_resolve(proxy_scheme: 
         await assert_echoes(f"ws://inside.invalid:{port}/", proxy)
 
 
-async def test_socks5_resolves_names_here() -> None:
+async def test_socks5_resolves_names_on_this_machine() -> None:
     proxy = SocksProxy()
     async with echo_server() as port, proxy_server(proxy) as proxy_port:
         await assert_echoes(f"ws://localhost:{port}/", f"socks5://127.0.0.1:{proxy_port}")
@@ -452,7 +452,7 @@ NO_BASIC: Final = "offers no Basic authentication"
         ("me:s3cret@", [b'Basic realm="inside"'], NOT_ACCEPTED),
     ],
 )
-async def test_a_407_says_what_is_missing(
+async def test_an_error_for_status_407_says_what_is_missing(
     user_info: str, challenges: list[bytes], said: str
 ) -> None:
     lines = [b"HTTP/1.1 407 Proxy Authentication Required"]
@@ -524,10 +524,10 @@ async def test_a_wrong_password_for_socks_is_a_rejection_that_does_not_show_it()
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70000 + b"\r\n\r\n", "head of more than 65536 bytes"),
     ],
 )
-async def test_what_is_no_http_fails_at_once_and_the_transport_is_closed(
+async def test_an_answer_that_is_not_http_fails_at_once_and_the_transport_is_closed(
     answer: bytes, said: str | None
 ) -> None:
-    """``None``: once the proxy has hung up."""
+    """With ``None`` the proxy hangs up."""
     async with proxy_server(answering(answer, hang_up=said is None)) as port:
         error = await failure(f"http://me:s3cret@127.0.0.1:{port}")
     assert not isinstance(error, (ProxyRejected, ConnectionTimeout))
@@ -583,7 +583,9 @@ async def test_a_socks_proxy_that_cannot_be_understood_is_a_handshake_error() ->
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5", "socks5h"])
-async def test_a_proxy_that_is_not_there_is_a_handshake_error_that_names_it(scheme: str) -> None:
+async def test_a_proxy_that_cannot_be_reached_is_a_handshake_error_that_names_it(
+    scheme: str,
+) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -595,7 +597,7 @@ async def test_a_proxy_that_is_not_there_is_a_handshake_error_that_names_it(sche
 
 
 async def test_a_proxy_whose_certificate_is_not_trusted_gets_no_password() -> None:
-    """What ``ssl_context`` trusts is trusted for the server only."""
+    """The authorities of ``ssl_context`` are trusted for the server only."""
     proxy = HttpProxy()
     async with proxy_server(proxy, tls=True) as port:
         error = await failure(f"https://me:s3cret@localhost:{port}", "wss://localhost:1/")
@@ -673,7 +675,7 @@ async def test_a_slow_proxy_is_a_connection_timeout(scheme: str, handle: Any) ->
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5", "socks5h"])
-async def test_cancelled_the_connection_to_the_proxy_is_closed(scheme: str) -> None:
+async def test_a_cancelled_connection_to_the_proxy_is_closed(scheme: str) -> None:
     asked, hung_up = trio.Event(), trio.Event()
 
     async def handle(stream: trio.abc.Stream) -> None:
@@ -759,7 +761,7 @@ def test_a_proxy_is_named_by_a_url(url: str, expected: Proxy) -> None:
     ],
 )
 @pytest.mark.parametrize("where", ["argument", "environment"])
-async def test_what_names_no_proxy_is_a_value_error_that_shows_no_password(
+async def test_an_invalid_proxy_url_is_a_value_error_that_shows_no_password(
     url: str, said: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if where == "environment":
@@ -805,7 +807,7 @@ async def test_without_python_socks_the_error_says_what_to_install(
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """These and no other variables that are for proxies."""
+    """Set these environment variables, and remove all others that are for proxies."""
     for name in os.environ:
         if name.lower().endswith("_proxy") or name == "REQUEST_METHOD":
             monkeypatch.delenv(name)
@@ -870,7 +872,7 @@ def test_the_environment_names_the_proxy(
     ],
 )
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
-def test_no_proxy_names_who_needs_none(
+def test_no_proxy_names_servers_that_need_no_proxy(
     name: str, no_proxy: str, host: str, is_used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_environment(monkeypatch, {"all_proxy": "http://proxy", name: no_proxy})
@@ -881,12 +883,12 @@ def test_no_proxy_names_who_needs_none(
 def test_a_desktops_setting_for_socks_is_a_socks_proxy(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """macOS has "http://" there."""
+    """On macOS that setting begins with "http://"."""
     monkeypatch.setattr(urllib.request, "getproxies", lambda: {"socks": url})
     assert find_proxy("env", "wss", "server.example", 8000) == Proxy("socks", "a", 1)
 
 
-async def test_only_env_looks_into_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_proxy_env_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = HttpProxy()
     async with echo_server() as port, proxy_server(proxy) as proxy_port:
         set_environment(monkeypatch, {"http_proxy": f"http://127.0.0.1:{proxy_port}"})

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text()
 
 
-async def test_the_first_example_prints_what_is_shown() -> None:
+async def test_the_first_example_of_the_readme_prints_what_is_shown() -> None:
     (shown,) = re.findall(r"examples/echo\.py\n.*?text\n\n(.*?)\n(?=\S)", README, re.DOTALL)
     with trio.fail_after(30):
         done = await trio.run_process(
@@ -36,7 +36,7 @@ async def test_the_first_example_prints_what_is_shown() -> None:
     assert lines[0] == lines[1]
 
 
-async def test_the_log_says_what_is_shown(
+async def test_the_log_of_the_readme_is_what_is_logged(
     caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_wsstream")

@@ -163,7 +163,7 @@ async def test_no_more_is_read_ahead_than_the_config_says(
         assert 1400 <= sent <= 1500
 
 
-async def test_a_ping_behind_more_unread_bytes_than_that_waits_too(
+async def test_a_ping_behind_a_full_receive_buffer_waits_until_it_is_read(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with background() as nursery:
@@ -195,10 +195,10 @@ async def test_a_read_ahead_is_no_longer_than_there_is_room(
         assert await events.receive() == PingReceived(b"")
 
 
-async def test_the_task_leaves_reading_to_a_caller_who_comes_often(
+async def test_the_streams_own_task_leaves_reading_to_a_caller_who_comes_often(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It wakes up at the end of a grace period at the most, and then only to sleep again."""
+    """The task wakes up at most once in a grace period, and then sleeps again."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
         readers = []
@@ -217,7 +217,7 @@ async def test_the_task_leaves_reading_to_a_caller_who_comes_often(
         assert set(readers) == {trio.lowlevel.current_task()}
 
 
-async def test_the_task_takes_over_after_the_grace_period_and_stands_back_again(
+async def test_the_streams_own_task_reads_after_the_grace_period_and_stands_back_again(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     async with background() as nursery:
@@ -235,7 +235,7 @@ async def test_the_task_takes_over_after_the_grace_period_and_stands_back_again(
         assert events.receive_nowait() == PingReceived(b"")
 
 
-async def test_the_task_takes_over_a_grace_period_after_a_caller_has_left(
+async def test_the_streams_own_task_reads_a_grace_period_after_a_caller_has_left(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with background() as nursery:
@@ -249,7 +249,7 @@ async def test_the_task_takes_over_a_grace_period_after_a_caller_has_left(
 
 
 async def test_an_idle_stream_does_not_poll(autojump_clock: trio.testing.MockClock) -> None:
-    """With a caller in the transport and no keepalive, nothing at all is due."""
+    """While a caller reads the transport, and without keepalive, nothing is due."""
     async with background() as nursery:
         stream, _ = await raw_pair(nursery, config=StreamConfig(ping_interval=None))
         nursery.start_soon(stream.receive_some)
@@ -259,7 +259,7 @@ async def test_an_idle_stream_does_not_poll(autojump_clock: trio.testing.MockClo
 
 
 async def cancelled_after(steps: int, function: Callable[..., Any], *args: object) -> Any:
-    """Call ``function``, cancelled after so many schedule points; its result, or None."""
+    """Call ``function``, cancel it after ``count`` checkpoints, and return its result or None."""
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
 
@@ -306,7 +306,9 @@ async def test_a_message_of_any_size_passes_in_constant_memory(read_size: int | 
 
 
 @pytest.mark.parametrize("receive_buffer_size", [1, 7, 262144])
-async def test_bytes_arrive_whole_with_any_buffer(receive_buffer_size: int) -> None:
+async def test_all_bytes_arrive_whatever_the_size_of_the_receive_buffer(
+    receive_buffer_size: int,
+) -> None:
     config = StreamConfig(receive_buffer_size=receive_buffer_size)
     data = bytes(range(256)) * 8
     async with background() as nursery:
@@ -347,7 +349,7 @@ async def test_text_is_part_of_the_stream_or_an_event(
 
 
 @pytest.mark.parametrize("receive_buffer_size", [100_000, 262_144])
-async def test_two_frames_are_read_at_once_while_that_brings_more_than_one(
+async def test_two_frames_are_read_at_once_while_more_than_one_comes(
     receive_buffer_size: int, mock_clock: trio.testing.MockClock
 ) -> None:
     config = StreamConfig(receive_buffer_size=receive_buffer_size)
@@ -419,7 +421,7 @@ async def read_to_end(stream: WsByteStream) -> bytes:
 
 
 class CountedList(list[Any]):
-    """Counts the items that are moved when others are removed before them."""
+    """A list that counts how many items are moved when items before them are removed."""
 
     moved = 0
 

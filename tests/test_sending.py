@@ -44,7 +44,7 @@ async def test_a_memoryview_of_any_format_is_sent_as_its_bytes() -> None:
         assert await peer.receive() == (BINARY, b"12345678")
 
 
-async def test_nothing_is_sent_for_no_bytes() -> None:
+async def test_send_all_sends_nothing_for_no_bytes() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
         await stream.send_all(b"")
@@ -83,7 +83,7 @@ async def test_a_second_sender_is_busy(first: str, method: str) -> None:
 
 
 async def test_pings_and_pongs_take_their_turn_and_are_never_busy() -> None:
-    """Frames of several tasks never interleave, and go between the messages of one send."""
+    """Frames of several tasks never interleave. They are sent between messages."""
     config = StreamConfig(max_message_size=1000)
     data = bytes(3000)
     async with background() as nursery:
@@ -213,7 +213,7 @@ async def receive_all(peer: RawPeer, count: int) -> bytes:
 async def test_a_send_cancelled_inside_a_frame_over_a_socket_leaves_the_stream_whole(
     client: bool,
 ) -> None:
-    """What is left of the frame goes out before anything else; not one byte is in doubt."""
+    """The rest of the frame is sent before anything else, so no byte is in doubt."""
     config = StreamConfig(max_message_size=1 << 26)
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "tcp", config, client=client)
@@ -318,7 +318,7 @@ def take_only(
     part: int,
     then: Callable[[], bool],
 ) -> None:
-    """The stream's socket takes so much, then nothing until ``then``, which is asked each time."""
+    """Make the stream's socket take some bytes, and then nothing until ``then()`` is true."""
     size = whole * (16 if stream._protocol.client else 12) + part
     real = os.writev
 
@@ -375,7 +375,7 @@ async def test_a_cancelled_send_finishes_the_frame_that_has_begun_and_no_other(
 
 
 def say_at_once(peer: RawPeer, stream: WsByteStream, opcode: int, payload: bytes) -> Any:
-    """A function that has the peer send a frame, and tells whether the stream has seen it."""
+    """Return a function that makes the peer send a frame, and says whether it was read."""
     events = stream.subscribe()
     frames = [peer.frame(opcode, payload)]
 
@@ -407,7 +407,7 @@ async def test_a_pong_goes_out_after_the_frame_that_waits_for_the_socket(
 
 @TAKEN
 @SIDES
-async def test_a_close_of_the_peer_stops_a_send_after_that_frame(
+async def test_a_close_of_the_peer_stops_a_send_after_the_current_frame(
     whole: int, part: int, client: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with background() as nursery:
@@ -496,12 +496,12 @@ async def test_an_answer_that_finds_the_socket_broken_breaks_sending(
         raise BrokenPipeError
 
     async with background() as nursery:
-        stream, peer = await raw_pair(nursery, "tcp")
+        stream, peer = await raw_pair(nursery, "tcp", StreamConfig(close_timeout=1000))
         nursery.start_soon(stream.receive_some)
         await wait_all_tasks_blocked()
         monkeypatch.setattr(os, "write", write)
         await peer.send(PING)
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError) as broken:
             while True:
                 await stream.send_all(b"x")
         monkeypatch.undo()
@@ -537,14 +537,14 @@ async def test_a_cancelled_send_loses_no_pong_that_is_owed() -> None:
         assert await peer.receive() == (PONG, b"answer me")
 
 
-async def test_a_cut_off_frame_owes_nothing_for_ever() -> None:
-    """Nothing spins for a Pong that can never be sent: all tasks come to rest."""
+async def test_nothing_is_owed_after_a_frame_that_was_cut_off() -> None:
+    """No task spins for a Pong that can never be sent. All tasks come to rest."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "lockstep")
         await cancel_inside_a_frame(stream, b"x" * 100)
         nursery.start_soon(stream.receive_some)
         await peer.send(PING)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await wait_all_tasks_blocked()
 
 
@@ -574,7 +574,7 @@ async def test_a_cut_off_frame_ends_what_waits_behind_it(
 
 @pytest.mark.parametrize("size", [100_000, 30_000_000])
 async def test_a_clogged_socket_that_is_dropped_tells_its_sender_so(size: int) -> None:
-    """Whatever the sender was doing when the socket was closed, it sees ClosedResourceError."""
+    """The sender gets ClosedResourceError, whatever it was doing when the socket was closed."""
     config = StreamConfig(max_message_size=1 << 26, close_timeout=0.05)
     async with background() as nursery, trio.open_nursery() as sending:
         for _ in range(4):
@@ -618,8 +618,8 @@ async def test_a_send_cancelled_inside_a_frame_over_another_stream_breaks_the_se
             await stream.ping()
 
 
-async def test_it_can_still_receive_and_closes_without_a_close_frame() -> None:
-    """The peer sees a truncation, never a clean end."""
+async def test_a_stream_with_a_broken_sending_side_receives_and_drops_without_a_close() -> None:
+    """The peer sees a truncation and never a clean end."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "memory")
         send_stream = stream._transport.send_stream  # type: ignore[attr-defined]
@@ -640,7 +640,7 @@ async def test_it_can_still_receive_and_closes_without_a_close_frame() -> None:
 
 @pytest.mark.parametrize("transport", ["lockstep", "tcp"])
 async def test_a_send_cancelled_between_messages_leaves_the_stream_whole(transport: str) -> None:
-    """Over lockstep each message waits for the reader: it is cancelled when the second starts."""
+    """Over lockstep each message waits for its reader. The second one is cancelled."""
     config = StreamConfig(max_message_size=10)
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, config)

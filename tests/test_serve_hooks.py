@@ -39,7 +39,7 @@ Refused = list[tuple[Any, int | None, str]]
 
 
 async def serving(nursery: trio.Nursery, handler: Any, **options: Any) -> MemoryListener:
-    """`serve_ws` over memory."""
+    """Run `serve_ws` over memory."""
     memory = MemoryListener()
     await nursery.start(partial(serve_ws, handler, listeners=[memory], **options))
     return memory
@@ -75,7 +75,7 @@ async def catch_and_raise_a_group(stream: WsByteStream) -> None:
     [receive_for_ever, receive_over_tls, catch_and_raise_a_group],
     ids=lambda f: f.__name__,
 )
-async def test_a_streams_own_end_ends_its_handler_and_nobody_else(
+async def test_the_end_of_a_stream_ends_its_handler_and_no_other(
     handler: Any, end: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trio_wsstream")
@@ -132,7 +132,7 @@ async def test_a_streams_end_that_two_tasks_of_its_handler_get_is_still_its_own(
 
 
 async def test_the_end_of_another_stream_is_not_that_of_the_handlers_own() -> None:
-    """A relay, say, whose server is lost: to take that for a clean end would truncate it."""
+    """A relay may lose its server, for example. A clean end would then hide a truncation."""
     errors: list[tuple[WsByteStream, Exception]] = []
 
     async def relay(stream: WsByteStream) -> None:
@@ -379,7 +379,7 @@ async def test_http_answers_what_is_no_opening_handshake() -> None:
 # What accept= hands on
 
 
-async def test_what_accept_leaves_in_state_is_the_streams() -> None:
+async def test_what_accept_leaves_in_state_becomes_the_state_of_the_stream() -> None:
     states: list[Any] = []
 
     async def hook(request: WsRequest) -> None:
@@ -410,7 +410,7 @@ async def refuse_in_a_nursery(request: object) -> None:
         nursery.start_soon(check)
 
 
-async def test_a_hook_can_refuse_from_within_its_own_nursery(
+async def test_an_accept_hook_can_refuse_from_within_its_own_nursery(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with memory_server(accept=refuse_in_a_nursery) as listener, background() as nursery:
@@ -520,10 +520,10 @@ async def test_a_bad_option_closes_the_listeners_that_were_given(tmp_path: Path)
         ({"port": 0, "allowed_origins": [b"https://a"]}, "strings or None"),
     ],
 )
-async def test_arguments_that_cannot_be_right_are_refused(
+async def test_serve_ws_refuses_arguments_that_cannot_be_right(
     options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(5):
+    with pytest.raises((ValueError, TypeError), match=message), trio.fail_after(30):
         await serve_ws(echo, **options)
 
 
@@ -557,7 +557,7 @@ async def test_wss_and_a_listener_with_tls_exclude_each_other() -> None:
         await serve_ws(echo, ssl_context=SERVER_TLS, listeners=[listener])
 
 
-async def test_that_tls_has_agreed_on_h2_is_said_once_also_if_the_client_does_not_mind(
+async def test_tls_that_has_agreed_on_h2_is_logged_once_also_if_the_client_does_not_mind(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_handshake, "_warned_of", set())
@@ -601,7 +601,7 @@ async def test_an_abstract_unix_socket_has_no_address_but_a_repr() -> None:
 
 async def test_a_socket_to_a_virtual_machine_has_no_address_but_a_repr() -> None:
     class Vsock:
-        """Not every kernel has it."""
+        """A socket of AF_VSOCK, which not every kernel has."""
 
         family = socket.AF_VSOCK
 

@@ -26,7 +26,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "servers.rst").read_text()
 
 
 def code_with(text: str) -> str:
-    """The block of Python in which ``text`` stands."""
+    """Return the Python block that contains ``text``."""
     blocks = re.findall(r"::\n\n((?: +.*\n|\n)+)", PAGE)
     (block,) = [block for block in blocks if text in block and "code-block" not in block]
     return textwrap.dedent(block)

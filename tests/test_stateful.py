@@ -30,7 +30,7 @@ AFTER_A_CUT = b"\xff"  # what is sent when something has not been sent whole
 
 @attrs.define(eq=False)
 class Call:
-    """A call that is under way, in a task of its own."""
+    """A call that is under way in a task of its own."""
 
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     is_done: trio.Event = attrs.Factory(trio.Event)
@@ -136,7 +136,7 @@ ENDS = st.integers(0, 1)
 
 
 class TwoEnds(RuleBasedStateMachine):
-    """The rules, and what must hold after each."""
+    """The rules, and what must hold after each of them."""
 
     @initialize(
         transport=st.sampled_from(["memory", "lockstep", "unix"]),
@@ -189,7 +189,7 @@ class TwoEnds(RuleBasedStateMachine):
         ]
 
     def do(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Run ``function`` in Trio, and what follows from it."""
+        """Run ``function`` in Trio, and wait until all tasks are blocked."""
 
         async def run() -> None:
             await function(*args)
@@ -200,7 +200,7 @@ class TwoEnds(RuleBasedStateMachine):
             raise self.failures[0]
 
     def start(self, end: End, name: str, call: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Have a task make a call; ``name`` stands for it while it is under way."""
+        """Start a task that makes a call. ``name`` stands for it while it is under way."""
 
         async def run() -> None:
             try:
@@ -362,7 +362,7 @@ class TwoEnds(RuleBasedStateMachine):
             self.thread.join()
 
     def _talk_to_the_end(self) -> None:
-        """Nothing has gone wrong: all that was sent arrives, and both ends."""
+        """If nothing has gone wrong, all bytes that were sent arrive, and both ends."""
         for index, end in enumerate(self.ends):
             self.start(end, "last receive", self._receive_to_the_end, index)
             self.start(end, "last send", self._half_close_at_last, end)
@@ -384,7 +384,7 @@ class TwoEnds(RuleBasedStateMachine):
         await end.half_close()
 
     async def _attend_to_events(self) -> None:
-        """Until both ends have ended; subscribers must not hold that up."""
+        """Receive events until both ends have ended, because subscribers must not hold that up."""
         for _ in range(2000):
             if all(end.told for end in self.ends):
                 break
@@ -394,7 +394,7 @@ class TwoEnds(RuleBasedStateMachine):
             await wait_all_tasks_blocked()
 
     def _close_both(self) -> None:
-        """Whatever has gone wrong: closing takes no longer than it may, and nothing is left."""
+        """Whatever has gone wrong, closing takes no longer than allowed, and nothing is left."""
         for end in self.ends:
             self.start(end, "closing", end.close)
         self.do(self._jump, self.config.close_timeout + 0.001)

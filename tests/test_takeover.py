@@ -77,12 +77,12 @@ PAYLOAD: Final = b"".join(payload for opcode, payload, _ in SPEECH if opcode < C
 
 
 def spoken(*, client: bool) -> list[bytes]:
-    """The frames of the speech, said to a client or to a server."""
+    """Return the frames of the speech, to a client or to a server."""
     return [frame(opcode, said, fin=fin, masked=not client) for opcode, said, fin in SPEECH]
 
 
 def payload_before(cut: int, *, client: bool) -> bytes:
-    """What of the stream is in the first ``cut`` bytes of the speech."""
+    """Return the part of the stream that is in the first ``cut`` bytes of the speech."""
     payload, start = b"", 0
     for (opcode, said, _), sent in zip(SPEECH, spoken(client=client), strict=True):
         if opcode < CLOSE:
@@ -92,7 +92,7 @@ def payload_before(cut: int, *, client: bool) -> bytes:
 
 
 def cuts(*, client: bool) -> list[int]:
-    """Every offset but those deep inside of a long payload, where some stand for all."""
+    """Return every offset, but only some of those deep inside a long payload."""
     result, start = {0}, 0
     for (_, said, _), sent in zip(SPEECH, spoken(client=client), strict=True):
         body, stop = start + len(sent) - len(said), start + len(sent)
@@ -105,7 +105,7 @@ def cuts(*, client: bool) -> list[int]:
 
 
 async def check_takeover(cut: int, *, client: bool, transport: str, queue: int) -> None:
-    """Take over when trio-websocket has had all that it takes of what is before the cut."""
+    """Take over after trio-websocket has read all that it can of the bytes before the cut."""
     speech = b"".join(spoken(client=client))
     go_on = trio.Event()
     async with meeting(client=client, transport=transport, message_queue_size=queue) as our:
@@ -138,7 +138,7 @@ async def check_takeover(cut: int, *, client: bool, transport: str, queue: int) 
 @pytest.mark.slow
 @every_queue
 @SIDES
-async def test_takeover_at_every_byte(client: bool, queue: int) -> None:
+async def test_a_takeover_at_any_byte_loses_nothing(client: bool, queue: int) -> None:
     for cut in cuts(client=client):
         await check_takeover(cut, client=client, transport="memory", queue=queue)
 
@@ -146,13 +146,15 @@ async def test_takeover_at_every_byte(client: bool, queue: int) -> None:
 @every_queue
 @SIDES
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
-async def test_takeover_over_every_transport(client: bool, queue: int, transport: str) -> None:
+async def test_a_takeover_over_any_transport_loses_nothing(
+    client: bool, queue: int, transport: str
+) -> None:
     for cut in cuts(client=client)[queue % 7 :: 13]:
         await check_takeover(cut, client=client, transport=transport, queue=queue)
 
 
 @SIDES
-async def test_with_room_for_all_a_ping_is_answered_by_whom_its_last_byte_reached(
+async def test_a_ping_is_answered_by_the_side_of_the_takeover_that_its_last_byte_reached(
     client: bool,
 ) -> None:
     speech = b"".join(spoken(client=client))
@@ -172,7 +174,7 @@ async def test_with_room_for_all_a_ping_is_answered_by_whom_its_last_byte_reache
 
 
 async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:
-    """What one read gets that is cancelled after some steps, or when nothing goes on."""
+    """Return what a read gets that is cancelled after some steps or when all is blocked."""
     data: bytes | bytearray = b""
     async with trio.open_nursery() as nursery:
 
@@ -195,7 +197,7 @@ async def receive_until_cancelled(stream: WsByteStream, count: int) -> bytes:
 @pytest.mark.slow
 @every_queue
 @SIDES
-async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
+async def test_a_cancelled_read_after_a_takeover_loses_nothing(client: bool, queue: int) -> None:
     speech = b"".join(spoken(client=client))
     for cut in cuts(client=client)[::9]:
         async with meeting(client=client, message_queue_size=queue) as our:
@@ -221,7 +223,7 @@ async def test_a_cancelled_read_loses_nothing(client: bool, queue: int) -> None:
 @pytest.mark.slow
 @every_queue
 @SIDES
-async def test_takeover_between_any_two_steps_of_trio_websockets_reader(
+async def test_a_takeover_between_any_two_steps_of_trio_websockets_reader_loses_nothing(
     client: bool, queue: int
 ) -> None:
     ends = []
@@ -302,7 +304,7 @@ async def test_the_message_limit_of_trio_websocket_ends_with_the_takeover(client
 
 
 @SIDES
-async def test_nothing_is_read_ahead_of_what_the_buffer_takes(
+async def test_the_taken_over_bytes_are_read_only_as_far_as_the_buffer_has_room(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with meeting(client=client, message_queue_size=0) as our:
@@ -331,7 +333,7 @@ async def test_a_message_that_get_message_was_given_is_not_received_again(client
 
 @SIDES
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
-async def test_we_may_speak_first(client: bool, transport: str) -> None:
+async def test_this_side_may_send_before_the_peer_does(client: bool, transport: str) -> None:
     async with meeting(client=client, transport=transport) as our:
         await wait_all_tasks_blocked()
         stream, _ = our.take_over()
@@ -363,7 +365,7 @@ def what_to_receive(queued: list[tuple[int, bytes]]) -> bytes:
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
 @SIDES
-async def test_after_the_peer_has_closed(
+async def test_a_takeover_after_the_peers_close_reports_that_close(
     client: bool, transport: str, queued: list[tuple[int, bytes]], code: int, reason: str
 ) -> None:
     close = b"" if code == 1005 else close_payload(code, reason)
@@ -386,7 +388,7 @@ async def test_after_the_peer_has_closed(
 
 
 @SIDES
-async def test_after_a_close_nobody_needs_to_receive(client: bool) -> None:
+async def test_a_takeover_after_a_close_ends_without_a_reader(client: bool) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"), (CLOSE, close_payload(1000)))
         stream, happened = our.take_over()
@@ -417,7 +419,9 @@ async def test_a_half_close_that_trio_websocket_has_not_seen_is_held_back(client
 
 
 @SIDES
-async def test_a_close_inside_an_unfinished_message_was_abnormal(client: bool) -> None:
+async def test_a_close_inside_an_unfinished_message_before_the_takeover_was_abnormal(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"half of it", False), (CLOSE, close_payload(1000)))
         stream, happened = our.take_over()
@@ -431,7 +435,7 @@ async def test_a_close_inside_an_unfinished_message_was_abnormal(client: bool) -
 async def test_a_client_waits_for_tcp_to_end_but_not_for_ever(
     client: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Also while trio-websocket's reader, of a client, waits in the transport for the same."""
+    """This must hold too while trio-websocket's reader task waits in the transport for the same."""
     ends = trio.testing.memory_stream_pair()
     ours, theirs = ends if client else reversed(ends)
     async with trio.open_nursery() as nursery:
@@ -461,7 +465,7 @@ VIOLATIONS: Final = {
 
 
 def as_said_to(bare: bytes, *, client: bool) -> bytes:
-    """A frame of at most 125 bytes payload, masked if it is said to a server."""
+    """Return a frame of at most 125 bytes of payload. A frame to a server is masked."""
     if client:
         return bare
     return bytes((bare[0], bare[1] | 0x80)) + bytes(4) + bare[2:]
@@ -490,7 +494,7 @@ async def check_violation(
 @pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS)
 @pytest.mark.parametrize("transport", ["memory", "tcp"])
 @SIDES
-async def test_after_a_violation(
+async def test_a_takeover_after_a_violation_reports_that_violation(
     client: bool, transport: str, violation: tuple[int, bytes]
 ) -> None:
     code, bare = violation
@@ -502,7 +506,7 @@ async def test_after_a_violation(
 
 
 @SIDES
-async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
+async def test_a_violation_is_reported_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
     for steps in range(8):
         for _ in range(5):  # in one order or another
             async with meeting(client=client) as our:
@@ -520,7 +524,9 @@ async def test_a_violation_is_one_at_any_step_of_trio_websockets_tasks(client: b
 
 
 @SIDES
-async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
+async def test_a_takeover_after_a_violation_of_a_peer_that_has_hung_up_reports_it(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"one"))
         await our.peer.transport.send_all(as_said_to(b"\xc2\x00", client=client))
@@ -537,14 +543,16 @@ async def test_after_a_violation_whose_author_has_hung_up(client: bool) -> None:
 
 
 @SIDES
-async def test_after_a_wrong_mask(client: bool) -> None:
+async def test_a_takeover_after_a_wrongly_masked_frame_reports_a_violation(client: bool) -> None:
     async with meeting(client=client) as our:
         wrong = frame(BINARY, b"one", masked=client)
         await check_violation(our, wrong, 1002, b"", is_client=client)
 
 
 @SIDES
-async def test_after_a_violation_inside_a_message(client: bool) -> None:
+async def test_a_takeover_after_a_violation_inside_a_message_keeps_what_came_before(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         await our.say((BINARY, b"half of it", False))
         wrong = our.peer.frame(BINARY, b"another one")
@@ -586,7 +594,7 @@ async def test_a_violation_behind_a_full_queue_is_met_by_the_stream(
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
 @pytest.mark.parametrize("rest", [b"", b"\x82", b"\x82\x05abc"])
 @SIDES
-async def test_after_the_transport_was_lost(
+async def test_a_takeover_after_the_transport_was_lost_reports_the_loss(
     client: bool, rest: bytes, queued: list[tuple[int, bytes]], transport: str
 ) -> None:
     is_reset = transport == "reset"
@@ -620,7 +628,9 @@ async def test_after_the_transport_was_lost(
 
 
 @SIDES
-async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) -> None:
+async def test_a_lost_transport_is_reported_at_any_step_of_trio_websockets_tasks(
+    client: bool,
+) -> None:
     for steps in range(4):
         for _ in range(5):  # in one order or another
             async with meeting(client=client) as our:
@@ -636,8 +646,8 @@ async def test_a_loss_is_one_at_any_step_of_trio_websockets_tasks(client: bool) 
 
 
 @SIDES
-async def test_a_loss_that_only_senders_have_met_is_one(client: bool) -> None:
-    """The reader task is still in the transport, and nothing comes."""
+async def test_a_lost_transport_that_only_senders_have_noticed_is_reported(client: bool) -> None:
+    """The reader task still waits in the transport, and nothing comes."""
     ends = []
 
     def note(ours: trio.StapledStream[trio.testing.MemorySendStream, Any]) -> Any:
@@ -812,7 +822,9 @@ async def test_a_pong_that_never_gets_out_holds_up_no_end(
 
 
 @SIDES
-async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client: bool) -> None:
+async def test_a_task_that_waits_for_a_message_of_the_connection_is_told_at_once(
+    client: bool,
+) -> None:
     async with meeting(client=client) as our:
         told = trio.Event()
 
@@ -830,7 +842,7 @@ async def test_who_waits_for_a_message_of_the_connection_is_told_at_once(client:
 
 
 @SIDES
-async def test_from_a_socket_trio_websockets_reader_is_sent_away_at_once(client: bool) -> None:
+async def test_trio_websockets_reader_leaves_a_socket_at_once(client: bool) -> None:
     async with meeting(client=client, transport="tcp") as our:
 
         def is_there() -> bool:
@@ -866,7 +878,7 @@ async def test_a_request_whose_connection_was_taken_over_sends_nothing_more() ->
 
 
 async def check_it_works(one: WebSocketConnection, other: WebSocketConnection) -> None:
-    """Messages and pings pass both ways."""
+    """Check that messages and pings pass both ways."""
     for sender, receiver in ((one, other), (other, one)):
         await sender.send_message(b"hello")
         assert await receiver.get_message() == b"hello"
@@ -877,8 +889,8 @@ async def check_it_works(one: WebSocketConnection, other: WebSocketConnection) -
 async def connected(
     *, client: bool, **options: Any
 ) -> AsyncGenerator[tuple[WebSocketConnection, WebSocketConnection, trio.Nursery], None]:
-    """A connection of ours, that of the peer, and a nursery."""
-    with trio.fail_after(10):
+    """Open a connection. The block gets our end, the peer's end, and a nursery."""
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             ends = await connection_pair(nursery, **options)
             ours, theirs = ends if client else reversed(ends)
@@ -1117,7 +1129,7 @@ def test_every_private_name_that_the_takeover_touches_is_among_those_checked() -
 
 
 def inside(connection: WebSocketConnection, name: str) -> tuple[Any, str]:
-    """The object that has the attribute, and the attribute's name."""
+    """Return the object that has the attribute, and the name of the attribute."""
     *path, last = name.split(".")
     owner: Any = connection
     for step in path:
@@ -1127,7 +1139,7 @@ def inside(connection: WebSocketConnection, name: str) -> tuple[Any, str]:
 
 @asynccontextmanager
 async def met_halfway(*, client: bool) -> AsyncGenerator[Meeting, None]:
-    """Inside a character, inside a frame, inside a message; the rest of it comes in the end."""
+    """Stop inside a character, inside a frame, inside a message. Its rest comes after the block."""
     async with meeting(client=client) as our:
         await our.say((TEXT, LETTERS[:2], False))
         last = our.peer.frame(CONT, LETTERS[2:])

@@ -1,4 +1,4 @@
-"""`trio_wsstream.testing`, used as a stranger would use it."""
+"""`trio_wsstream.testing`, used as users of the library use it."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def fields_and_values(values: dict[str, list[Any]]) -> list[tuple[str, Any]]:
         }
     ),
 )
-def test_a_good_setting_is_kept(field: str, value: Any) -> None:
+def test_a_valid_setting_is_kept(field: str, value: Any) -> None:
     assert getattr(StreamConfig(**{field: value}), field) == value
 
 
@@ -205,17 +205,17 @@ def test_a_value_that_was_copied_is_the_same(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_different_values_are_not_equal(value: object) -> None:
+def test_different_events_and_errors_are_not_equal(value: object) -> None:
     assert [other for other in VALUES if other == value] == [value]
     assert [other for other in VALUES if not other != value] == [value]  # noqa: SIM202
 
 
-def test_values_can_be_in_a_set() -> None:
+def test_events_and_errors_can_be_in_a_set() -> None:
     assert len({*VALUES, *copy.deepcopy(VALUES)}) == len(VALUES)
 
 
 @pytest.mark.parametrize("value", [*ERRORS, *EVENTS], ids=repr)
-def test_a_value_is_not_equal_to_what_it_is_made_of(value: object) -> None:
+def test_an_event_or_error_is_not_equal_to_the_tuple_of_its_fields(value: object) -> None:
     assert value not in [None, "what", b"payload", 1000, (), Exception("what")]
 
 
@@ -353,7 +353,7 @@ def test_a_traceback_names_an_error_as_users_do() -> None:
     assert shown.startswith("trio_wsstream.AbnormalClosure: the peer closed with code 4000")
 
 
-def test_the_version_is_there() -> None:
+def test_the_package_has_a_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", trio_wsstream.__version__)
     assert trio_wsstream.__version__ == VERSION
 

@@ -232,7 +232,7 @@ async def test_a_half_close_that_nobody_takes_is_an_error_after_close_timeout(
 async def test_a_sender_that_waits_for_its_turn_ends_with_the_connection(
     autojump_clock: MockClock,
 ) -> None:
-    """The turn is taken by a Pong that the peer does not take."""
+    """A Pong that the peer does not read has the turn."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "lockstep", ON)
         await peer.send(9)

@@ -19,7 +19,7 @@ from .support.programs import EXAMPLES, Program, running
 
 @asynccontextmanager
 async def workers(count: int) -> AsyncGenerator[tuple[Program, str], None]:
-    """The parent, once all of its workers serve, and their URL."""
+    """Run the parent until its workers serve. The block gets the parent and the URL."""
     command = [sys.executable, EXAMPLES / "workers.py", "0", "--workers", str(count)]
     async with running(command, r"worker \d+: serving", start_new_session=True) as parent:
         await parent.says(r"serving", count)
@@ -29,7 +29,7 @@ async def workers(count: int) -> AsyncGenerator[tuple[Program, str], None]:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[tuple[WsByteStream, int], None]:
-    """A client's stream, and the worker that serves it."""
+    """Return a client's stream and the worker that serves it."""
     async with open_ws_stream(url) as stream:
         yield stream, int(await stream.receive_some())
 

@@ -1,4 +1,4 @@
-"""Arguments that callers get wrong: each is refused by its name, with its value and what to do."""
+"""Checks of arguments. An error names the argument, shows its value, and says what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 def check_trio() -> None:
-    """Raise RuntimeError where no Trio runs."""
+    """Raise RuntimeError if no Trio is running."""
     if not trio.lowlevel.in_trio_run():
         raise RuntimeError(
             "trio_wsstream needs Trio: run this by trio.run(), or by anyio.run(..., backend='trio')"
@@ -47,7 +47,7 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_several(name: str, value: object) -> None:
-    """Refuse what is not iterable, and a single string, which is iterable by accident."""
+    """Raise TypeError for what is not iterable, and for a string, which is so by accident."""
     if isinstance(value, str | bytes):
         kind = type(value).__name__.replace("str", "string")
         raise TypeError(f"{name} must be an iterable of strings, not the single {kind} {value!r}")
@@ -56,7 +56,7 @@ def check_several(name: str, value: object) -> None:
 
 
 def check_buffer(name: str, data: Any) -> memoryview:
-    """A view of it. The text of the error does not show it, as it may be long or secret."""
+    """Return a view of ``data``. An error does not show the data, which may be long or secret."""
     try:
         return memoryview(data)
     except TypeError:
@@ -92,7 +92,7 @@ def check_function(name: str, function: object, *, is_async: bool = False) -> No
 
 
 async def call(name: str, function: Callable[..., Awaitable[_T]], *args: object) -> _T:
-    """Call and await a function of the user's; a TypeError says if it is not async."""
+    """Call and await a function of the user. If it is not async, raise a TypeError that says so."""
     awaitable = function(*args)
     if not inspect.isawaitable(awaitable):
         raise TypeError(

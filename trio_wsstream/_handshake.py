@@ -1,17 +1,17 @@
 """The opening handshakes (RFC 6455, section 4), client and server, over any transport.
 
-Theory of operation. h11 parses what the peer sends; `_Reader` feeds it, and counts the bytes of a
-head itself, since h11's own limit depends on how the bytes happen to be cut. A head that comes at
-once and is as plain as nearly all are is read without h11, which takes a large part of the time to
-connect; the least doubt leaves it to h11, which alone knows HTTP.
+Theory of operation. h11 parses what the peer sends. `_Reader` gives h11 the bytes, and counts the
+bytes of a head itself, because h11's own limit depends on how the bytes happen to be cut. Parsing
+with h11 takes a large part of the time that connecting needs. So a head that arrives in one piece,
+and that is as plain as almost all heads are, is read without h11. Any other head is left to h11.
 
-What section 4 asks of the headers is checked here: a header may come in several lines, and they
-count as one list (RFC 9110, 5.3). What we send is short, so it is put together here, after a check
-of every part that a caller gave: nothing that could end a line reaches the transport.
+This module checks what section 4 demands of the headers. A header may come in several lines, which
+count as one list (RFC 9110, 5.3). What this side sends is short, so it is put together here, after
+every part that a caller gave was checked: no part may contain the end of a line.
 
-The handshakes start no task, and leave nobody reading: what they open can be taken over at once.
-`_takeover.open_connection` makes an open `trio_websocket.WebSocketConnection` of it, which
-has the bytes that came behind the peer's head.
+The handshakes start no task, and after them no task reads the transport. So the connection can be
+taken over at once. `_takeover.open_connection` makes an open `trio_websocket.WebSocketConnection`
+that has the bytes that came after the peer's head.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _HOST: Final = re.compile(  # 7.2; no name of a host has longer labels (RFC 1035
     rb"(?:\[[-0-9A-Za-z:.%_~]+\]|LABEL(?:\.LABEL)*\.?|)(?::[0-9]*)?".replace(b"LABEL", _LABEL)
 )
 
-# What frames a message of HTTP (RFC 9112, 6) is ours alone to say.
+# The headers that frame an HTTP message (RFC 9112, 6). Only this module may set them.
 _FRAMING: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _RESERVED: Final = _FRAMING | {b"upgrade", b"sec-websocket-accept", b"sec-websocket-extensions"}
 
@@ -69,11 +69,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ConnectionRejected(trio_websocket.ConnectionRejected):
-    """An opening handshake was refused; the text tells with what.
+    """An opening handshake was refused. The text tells the status and the reason.
 
     Attributes:
-      status_code (int), headers (tuple), body (bytes or None): of the HTTP response.
-      reason_phrase (str): of its first line; "" if there is none.
+      status_code (int): the status of the HTTP response.
+      headers (tuple): the headers of the response.
+      body (bytes or None): the body of the response.
+      reason_phrase (str): the reason phrase of the response, or "" if it has none.
     """
 
     def __init__(
@@ -91,31 +93,31 @@ class ConnectionRejected(trio_websocket.ConnectionRejected):
 
 
 class HttpAnswered(ConnectionRejected):
-    """The request was no opening handshake, and ``http=`` has answered it."""
+    """The request was no opening handshake, and the ``http=`` hook has answered it."""
 
 
 def refusal(
     status: int, reason: str, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> ConnectionRejected:
-    """What to raise in order to refuse with ``status``, and with ``reason`` as a text for people.
+    """Return the exception to raise in order to refuse a request.
 
     Args:
       status (int): the HTTP status.
-      reason (str): a sentence. It becomes the body of the response.
-      headers (iterable of (bytes, bytes)): for the response.
+      reason (str): a sentence for people. It becomes the body of the response.
+      headers (iterable of (bytes, bytes)): headers for the response.
     """
     content_type = (b"Content-Type", b"text/plain; charset=utf-8")
     return ConnectionRejected(status, (*headers, content_type), reason.encode() + b"\n")
 
 
 def reason_of(rejection: trio_websocket.ConnectionRejected) -> str:
-    """A refusal in words: its status, reason phrase, and Location, or the text of its body."""
+    """Return a refusal in words: status and reason phrase, and the Location or a text body."""
     status = rejection.status_code
     words = f"{status} {getattr(rejection, 'reason_phrase', '') or _phrase(status)}".strip()
     fields = [(name.lower(), value) for name, value in rejection.headers]
     for name, value in fields:
         if name == b"location":
-            # Its query may hold secrets, and so may what stands before the host.
+            # The query may contain secrets, and so may the user and password before the host.
             place = re.sub(r"[?#].*", "", value.decode("latin-1"))
             return f"{words}, Location: {re.sub(r'//[^/]*@', '//', place)}"
     if any(name == b"content-type" and value.startswith(b"text/plain") for name, value in fields):
@@ -126,7 +128,7 @@ def reason_of(rejection: trio_websocket.ConnectionRejected) -> str:
 
 
 def _phrase(status: int) -> str:
-    from http import HTTPStatus  # only those who refuse need it
+    from http import HTTPStatus  # Imported here, because only refusals need it.
 
     try:
         return HTTPStatus(status).phrase
@@ -138,7 +140,7 @@ def _phrase(status: int) -> str:
 
 
 class _Head(NamedTuple):
-    """The head of a request or a response, as h11 has it. Names are in small letters."""
+    """The head of a request or a response, as h11 parses it. Names are in lower case."""
 
     first: tuple[bytes, ...]
     """Method and target; or the status and its reason phrase."""
@@ -148,13 +150,13 @@ class _Head(NamedTuple):
     """The same: the values of each name."""
 
     def elements(self, name: bytes) -> list[bytes]:
-        """The elements of a list, from one line or several (RFC 9110, 5.6.1)."""
+        """Return the elements of a list that is in one or more lines (RFC 9110, 5.6.1)."""
         lines = self.fields.get(name, ())
         elements = [each.strip(b" \t") for line in lines for each in line.split(b",")]
         return [each for each in elements if each]
 
     def has(self, name: bytes, wanted: bytes) -> bool:
-        """Whether a list has this element, in capitals or not."""
+        """Return whether a list has this element, in upper or lower case."""
         return any(each.lower() == wanted for each in self.elements(name))
 
 
@@ -166,9 +168,9 @@ def _head(first: tuple[bytes, ...], http_version: bytes, headers: Headers) -> _H
 
 
 def _usual_head(first_line: re.Pattern[bytes], data: bytes) -> _Head | None:
-    """A head that h11 would read just like this; None if it is not as plain as that.
+    """Parse a plain head exactly as h11 would. If the head is not plain, return None.
 
-    h11 takes 30 us or more for a head, a good part of what it takes to connect.
+    h11 needs 30 us or more for a head, which is a large part of the time that connecting takes.
     """
     first, *lines = data.split(b"\r\n")
     match = first_line.fullmatch(first)
@@ -187,11 +189,12 @@ def _usual_head(first_line: re.Pattern[bytes], data: bytes) -> _Head | None:
 
 
 class _Reader:
-    """The HTTP that comes over a transport.
+    """Reads HTTP from a transport.
 
     Args:
-      role: ours, as h11 calls it.
-      max_header_size (int): how long (in bytes) a head may be, however it is cut.
+      transport (trio.abc.Stream): the transport.
+      role: the role of this side, ``h11.CLIENT`` or ``h11.SERVER``.
+      max_header_size (int): bytes that a head may have, however it is cut.
     """
 
     def __init__(self, transport: trio.abc.Stream, role: Any, max_header_size: int) -> None:
@@ -199,12 +202,12 @@ class _Reader:
         self._role = role
         self._max_header_size = max_header_size
         self._received = 0
-        self.start = b""  # the first that came
-        self.glued = b""  # what came behind the head
+        self.start = b""  # the first bytes that were received
+        self.glued = b""  # bytes that were received after the head
         self._http: h11.Connection | None = None
 
     async def receive_usual_head(self, first_line: re.Pattern[bytes]) -> _Head | None:
-        """The first head, if it comes at once and is plain. None: `receive_event` tells."""
+        """Return the first head if it is plain and in one piece. If None, use `receive_event`."""
         self.start = data = await self._receive()
         end = data.find(b"\r\n\r\n")
         if not 0 <= end <= self._max_header_size - 4:
@@ -213,11 +216,11 @@ class _Reader:
         return _usual_head(first_line, data[:end])
 
     async def receive_event(self) -> Any:
-        """The next event of h11: a head, or data of a body, or an end.
+        """Return the next event of h11: a head, data of a body, or the end of a message.
 
         Raises:
-          h11.RemoteProtocolError: it is no HTTP.
-          _HeadTooLong: more has come than ``max_header_size``, and no event.
+          h11.RemoteProtocolError: the peer does not send valid HTTP.
+          _HeadTooLong: more than ``max_header_size`` bytes have come, and they are no event yet.
           HandshakeError: the peer has ended the connection.
         """
         http = self._http or self._begin()
@@ -233,7 +236,7 @@ class _Reader:
             http.receive_data(await self._receive())
 
     def _begin(self) -> h11.Connection:
-        # The limit is counted here: h11 would look at what has not been parsed after each read.
+        # The limit is counted here. h11 would apply it to what is not parsed after each read.
         self._http = http = h11.Connection(self._role, max_incomplete_event_size=sys.maxsize)
         if self._role is h11.CLIENT:
             http.send(_ASKED)
@@ -249,7 +252,7 @@ class _Reader:
         return bytes(data)
 
     def limit_more(self, size: int) -> None:
-        """Admit ``size`` bytes more than have come."""
+        """Allow ``size`` more bytes from now on."""
         self._max_header_size = self._received + size
 
 
@@ -273,10 +276,10 @@ def _accept_token(key: bytes) -> bytes:
 
 
 def check_headers(headers: object) -> Headers:
-    """``headers`` as a list.
+    """Return ``headers`` as a list.
 
     Raises:
-      TypeError, ValueError: they cannot be sent. The text names no value.
+      TypeError, ValueError: the headers cannot be sent. The text shows no value of a header.
     """
     if isinstance(headers, str | bytes | dict) or not isinstance(headers, Iterable):
         raise TypeError(
@@ -308,10 +311,10 @@ def _response(
     body: bytes | None,
     has_body: bool = True,
 ) -> bytes:
-    """A whole response, after which the connection is closed.
+    """Return a whole response, which says that the connection will be closed.
 
     Raises:
-      TypeError, ValueError: it cannot be sent.
+      TypeError, ValueError: the response cannot be sent.
     """
     if type(status) is not int or not 200 <= status <= 599:
         raise ValueError(f"a response cannot have the status {status!r}, but 200 to 599")
@@ -334,11 +337,11 @@ def _response(
 
 
 class WsRequest(WebSocketRequest):
-    """A client's request for a WebSocket, as ``accept=`` of `WsListener` is given it.
+    """A client's request for a WebSocket, which the ``accept=`` hook of `WsListener` gets.
 
     Attributes:
-      state (types.SimpleNamespace): of this request alone. What ``accept=`` leaves there is
-          `WsByteStream.state` for the handler.
+      state (types.SimpleNamespace): an empty namespace of this request. What the ``accept=`` hook
+          stores there is in `WsByteStream.state` for the handler.
 
     The other attributes are those of `trio_websocket.WebSocketRequest`: ``headers``, ``path``,
     ``proposed_subprotocols``, ``local`` and ``remote``.
@@ -346,7 +349,7 @@ class WsRequest(WebSocketRequest):
 
     def __init__(self, transport: trio.abc.Stream, head: _Head, glued: bytes) -> None:
         event = wsproto.events.Request(
-            host="",  # it is one of the headers
+            host="",  # The Host header is among the headers.
             target=head.first[1].decode("ascii"),
             extra_headers=head.headers,
             subprotocols=[
@@ -370,16 +373,18 @@ class WsRequest(WebSocketRequest):
         subprotocol: str | None = None,
         extra_headers: Iterable[tuple[bytes, bytes]] | None = None,
     ) -> WebSocketConnection:
-        """Accept, and return the open connection. `WsListener` does this after ``accept=``.
+        """Accept the request, and return the open connection.
+
+        `WsListener` does this itself after the ``accept=`` hook has returned.
 
         Args:
-          subprotocol (str or None): one of those that the client offers.
-          extra_headers (iterable of (bytes, bytes) or None): for the response.
+          subprotocol (str or None): one of the subprotocols that the client offers.
+          extra_headers (iterable of (bytes, bytes) or None): headers for the response.
 
         Raises:
-          ValueError, TypeError: that cannot be sent. The request can still be answered.
-          RuntimeError: it has been answered.
-          trio.BrokenResourceError: the client has gone.
+          ValueError, TypeError: the arguments cannot be sent. The request can still be answered.
+          RuntimeError: the request has been answered already.
+          trio.BrokenResourceError: the client has disconnected.
         """
         return await self._accept(*self._acceptance(subprotocol, extra_headers or ()))
 
@@ -390,16 +395,18 @@ class WsRequest(WebSocketRequest):
         extra_headers: Iterable[tuple[bytes, bytes]] | None = None,
         body: bytes | None = None,
     ) -> None:
-        """Refuse. To raise `trio_websocket.ConnectionRejected` in ``accept=`` does the same.
+        """Refuse the request.
+
+        An ``accept=`` hook can also raise `trio_websocket.ConnectionRejected`, which does the same.
 
         Args:
-          status_code (int): 200 to 599.
-          extra_headers (iterable of (bytes, bytes) or None): for the response.
-          body (bytes or None): of the response.
+          status_code (int): the HTTP status, from 200 to 599.
+          extra_headers (iterable of (bytes, bytes) or None): headers for the response.
+          body (bytes or None): the body of the response.
 
         Raises:
-          ValueError, TypeError: that cannot be sent. The request can still be answered.
-          RuntimeError: it has been answered.
+          ValueError, TypeError: the arguments cannot be sent. The request can still be answered.
+          RuntimeError: the request has been answered already.
         """
         self._check_unanswered()
         headers = tuple(check_headers(extra_headers or ()))
@@ -411,7 +418,7 @@ class WsRequest(WebSocketRequest):
     def _acceptance(
         self, subprotocol: str | None, extra_headers: Iterable[tuple[bytes, bytes]]
     ) -> tuple[str | None, bytes]:
-        """The subprotocol, whichever way it was chosen, and the response (RFC 6455, 4.2.2)."""
+        """Return the subprotocol, in whichever way it was chosen, and the response (4.2.2)."""
         self._check_unanswered()
         headers = check_headers(extra_headers)
         for name, _ in headers:
@@ -457,23 +464,24 @@ async def accept(
     max_header_size: int,
     http: HttpHook | None = None,
 ) -> tuple[WebSocketConnection, WsRequest]:
-    """A server's opening handshake (RFC 6455, 4.2) over ``transport``.
+    """Do a server's opening handshake (RFC 6455, 4.2) over ``transport``.
 
     Args:
-      judge: gives the subprotocol and headers to accept a request with, or raises
-          `trio_websocket.ConnectionRejected`, also in a group. It may also use the request's own
-          ``accept`` and ``reject``. What else it raises, and what cannot be sent of what it
-          gives, is logged, and refused with 500.
-      max_header_size (int): how long the request may be, in bytes. A longer one is refused
-          with 431 (RFC 6585, 5).
-      http: is asked, with method, path and headers, when a request is no opening handshake.
-          It gives status, headers and a body, or None for a refusal.
+      transport (trio.abc.Stream): the transport, after the TLS handshake if there is one.
+      judge: returns the subprotocol and the headers with which a request is accepted, or raises
+          `trio_websocket.ConnectionRejected`, also in a group. It may instead call ``accept`` or
+          ``reject`` of the request. If it raises another exception, or returns headers that cannot
+          be sent, that is logged, and the request is refused with 500.
+      max_header_size (int): bytes. A request whose head is longer is refused with 431
+          (RFC 6585, 5).
+      http: called with method, path and headers of a request that is no opening handshake. It
+          returns status, headers and body of the response, or None to refuse the request.
 
     Raises:
-      trio_websocket.ConnectionRejected: the client was refused, and told if it was still there.
-          `HttpAnswered`, if ``http`` has answered it.
-      trio_websocket.HandshakeError: the client went away, or never said anything.
-      trio.ClosedResourceError: the transport was closed meanwhile.
+      trio_websocket.ConnectionRejected: the client was refused, and has got a response if it was
+          still connected. It is `HttpAnswered` if ``http`` has answered the request.
+      trio_websocket.HandshakeError: the client has disconnected, or has sent nothing at all.
+      trio.ClosedResourceError: the transport was closed in the meantime.
     """
     reader = _Reader(transport, h11.SERVER, max_header_size)
     method = b""
@@ -532,12 +540,12 @@ def check_alpn(transport: trio.abc.Stream) -> None:
 
 
 def _is_attempt(head: _Head) -> bool:
-    """Whether the client means this to be an opening handshake, right or wrong."""
+    """Return whether the request is meant to be an opening handshake, valid or not."""
     return b"sec-websocket-key" in head.fields or head.has(b"upgrade", b"websocket")
 
 
 def _check_request(head: _Head) -> None:
-    """Raise `ConnectionRejected` for what is no proper opening handshake (RFC 6455, 4.2.1)."""
+    """Raise `ConnectionRejected` for an invalid opening handshake (RFC 6455, 4.2.1)."""
     fields = head.fields
     versions = fields.get(b"sec-websocket-version", [])
     keys = fields.get(b"sec-websocket-key", [])
@@ -561,7 +569,7 @@ def _check_request(head: _Head) -> None:
         )
     elif len(versions) != 1:
         why = "There must be one Sec-WebSocket-Version."
-    # A body would be taken for frames, or frames for a body, by a proxy before us.
+    # A proxy in front of us might take a body for frames, or frames for a body.
     elif b"transfer-encoding" in fields or fields.get(b"content-length", [b"0"]) != [b"0"]:
         why = "An opening handshake has no body."
     else:
@@ -584,7 +592,7 @@ def _request_of(transport: trio.abc.Stream, head: _Head, glued: bytes) -> WsRequ
 
 
 async def _answer_http(head: _Head, http: HttpHook | None) -> ConnectionRejected:
-    """What to answer to a request that is no opening handshake."""
+    """Return the response to a request that is no opening handshake."""
     if http is not None:
         method, path = (each.decode("ascii") for each in head.first)
         try:
@@ -604,10 +612,10 @@ async def _answer_http(head: _Head, http: HttpHook | None) -> ConnectionRejected
 async def _ask(
     judge: Judge, request: WsRequest
 ) -> tuple[str | None, bytes] | trio_websocket.ConnectionRejected | None:
-    """The acceptance, or the refusal; None if ``judge`` has answered the client by itself.
+    """Return the acceptance or the refusal, or None if ``judge`` has answered the request itself.
 
     Raises:
-      HandshakeError: ``judge`` has failed after that.
+      HandshakeError: ``judge`` has answered the request and has failed after that.
     """
     try:
         subprotocol, headers = await judge(request)
@@ -625,7 +633,7 @@ async def _ask(
 def _rejection_in(
     error: Exception,
 ) -> tuple[trio_websocket.ConnectionRejected | None, Exception | None]:
-    """The refusal that a hook, or a nursery of its own, has raised; and what else it has."""
+    """Return the refusal that a hook or its nursery has raised, and its other exceptions."""
     if isinstance(error, trio_websocket.ConnectionRejected):
         return error, None
     if not isinstance(error, ExceptionGroup):
@@ -644,7 +652,7 @@ async def _refuse(
     *,
     has_body: bool = True,
 ) -> trio_websocket.ConnectionRejected:
-    """Tell the client, if it is still there. What it was told."""
+    """Send a refusal to the client, if it is still connected, and return what was sent."""
     try:
         response = _response(rejection.status_code, rejection.headers, rejection.body, has_body)
     except (TypeError, ValueError):
@@ -656,7 +664,7 @@ async def _refuse(
 
 
 async def _send_refusal(transport: trio.abc.Stream, response: bytes) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):  # the client has hung up
+    with contextlib.suppress(trio.BrokenResourceError):  # The client may have hung up.
         await transport.send_all(response)
 
 
@@ -690,16 +698,16 @@ def make_request(
     subprotocols: Iterable[str] = (),
     extra_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Request:
-    """Put a client's opening handshake together.
+    """Return a client's opening handshake.
 
     Args:
-      host (str): for the Host header, unless ``extra_headers`` have one.
-      path (str): with the query.
-      subprotocols (iterable of str): to offer, best first.
+      host (str): the Host header, unless there is one in ``extra_headers``.
+      path (str): path and query.
+      subprotocols (iterable of str): the subprotocols to offer, best first.
       extra_headers (iterable of (bytes, bytes)): more headers.
 
     Raises:
-      ValueError: that cannot be sent. The text names no value of a header.
+      ValueError: the arguments cannot be sent. The text shows no value of a header.
     """
     try:
         offered = tuple(subprotocols)
@@ -722,7 +730,7 @@ def make_request(
 
 
 def check_subprotocols(subprotocols: tuple[object, ...]) -> None:
-    """Raise TypeError or ValueError if they are no tokens (RFC 6455, 11.3.4)."""
+    """Raise TypeError or ValueError for names that are no subprotocols (RFC 6455, 11.3.4)."""
     for name in subprotocols:
         if not isinstance(name, str):
             raise TypeError(f"a subprotocol must be a str, not {name!r}")
@@ -748,12 +756,12 @@ def _check_extra(headers: Headers) -> None:
 
 
 async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConnection:
-    """A client's opening handshake (RFC 6455, 4.1) over ``transport``.
+    """Do a client's opening handshake (RFC 6455, 4.1) over ``transport``.
 
     Raises:
-      trio_websocket.ConnectionRejected: the server refused. With what has come of the body two
-          seconds after the head, at most 64 KiB.
-      trio_websocket.HandshakeError: the handshake failed. The transport is the caller's.
+      trio_websocket.ConnectionRejected: the server has refused. The error has what came of the
+          body in two seconds, at most 64 KiB.
+      trio_websocket.HandshakeError: the handshake has failed. The caller must close the transport.
     """
     reader = _Reader(transport, h11.CLIENT, _MAX_RESPONSE)
     try:
@@ -764,7 +772,7 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
     except HandshakeError:
         if reader.start or isinstance(transport, trio.SSLStream):
             raise
-        # So does Trio's TLS with what is no TLS, and ours.
+        # A server that expects TLS and gets none may end the connection like this. Ours does.
         raise HandshakeError(
             "the server ended the connection without a response; if it expects TLS, use wss://"
         ) from None
@@ -798,7 +806,7 @@ async def _receive_response(reader: _Reader) -> _Head:
         if head.status_code == 101 or head.status_code >= 200:
             first = (b"%d" % head.status_code, head.reason)
             return _head(first, head.http_version, list(head.headers))
-        # Else it is an interim response, which says nothing (RFC 9110, 15.2).
+        # Any other response is an interim one and has no meaning here (RFC 9110, 15.2).
 
 
 def _why_no_response(reader: _Reader, error: Exception) -> str:
@@ -810,7 +818,7 @@ def _why_no_response(reader: _Reader, error: Exception) -> str:
 
 
 def _check_response(response: _Head, request: Request) -> str | None:
-    """Raise HandshakeError for what is no proper 101 (RFC 6455, 4.1). The subprotocol."""
+    """Return the subprotocol of a response. Raise HandshakeError if it is invalid (4.1)."""
     chosen = response.elements(b"sec-websocket-protocol")
     if response.http_version != b"1.1":
         why = "it speaks HTTP/1.0, which has no upgrade"
@@ -830,10 +838,10 @@ def _check_response(response: _Head, request: Request) -> str | None:
 
 
 async def _receive_body(reader: _Reader) -> bytes:
-    """What comes of the body of a refusal in two seconds, and no more than `_MAX_BODY`."""
+    """Return what comes of a refusal's body in two seconds, at most `_MAX_BODY` bytes."""
     body = b""
     reader.limit_more(4 * _MAX_BODY)  # chunks of one byte, or an endless chunk header
-    # The caller's own timeout must not be first: it would hide the status.
+    # This must end before the caller's own timeout, whose error would hide the status.
     deadline = min(trio.current_time() + _BODY_TIMEOUT, trio.current_effective_deadline() - 0.05)
     with (
         contextlib.suppress(

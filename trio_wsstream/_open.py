@@ -23,9 +23,9 @@ _logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
-    """A nursery that lets its block's exception out as it was, if no task raises: in no group.
+    """Open a nursery that does not wrap an exception of its block in a group, if no task raises.
 
-    A block that raises cancels the tasks, as with any nursery.
+    An exception of the block cancels the tasks, as in any nursery.
     """
     check_trio()
     error: BaseException | None = None
@@ -33,7 +33,7 @@ async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as exc:  # noqa: BLE001  # raised again below
+            except BaseException as exc:  # noqa: BLE001  # It is raised again below.
                 error = exc
                 nursery.cancel_scope.cancel()
     except BaseException as raised:
@@ -49,7 +49,7 @@ async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
 
 
 def _is_failure(error: BaseException | None) -> TypeGuard[BaseException]:
-    """Whether there is more in it than `trio.Cancelled`, which may come in a group or without."""
+    """Return whether ``error`` is or contains anything but `trio.Cancelled`."""
     return error is not None and (
         BaseExceptionGroup("", [error]).split(trio.Cancelled)[1] is not None
     )
@@ -59,13 +59,17 @@ def _is_failure(error: BaseException | None) -> TypeGuard[BaseException]:
 async def wrap_websocket(
     connection: WebSocketConnection, config: StreamConfig = StreamConfig()
 ) -> AsyncGenerator[WsByteStream, None]:
-    """A `WsByteStream` over ``connection``, with a nursery of its own.
+    """Take ``connection`` over, and yield a `WsByteStream` with a nursery of its own.
 
-    Leaving the block closes the stream as leaving ``async with stream`` does. An exception
-    comes out of it as it was, in no group.
+    At the end of the block the stream is closed, as at the end of ``async with stream``. An
+    exception of the block leaves it unchanged and in no exception group.
+
+    Args:
+      connection (trio_websocket.WebSocketConnection): the connection to take over.
+      config (StreamConfig): the settings of the stream.
 
     Raises:
-      TakeoverError: as `WsByteStream`.
+      TakeoverError: the connection cannot be taken over: see `WsByteStream`.
     """
     async with open_nursery() as nursery, WsByteStream(connection, nursery, config) as stream:
         yield stream
@@ -83,32 +87,39 @@ async def open_ws_stream(
     transport: trio.abc.Stream | None = None,
     proxy: str | None = None,
 ) -> AsyncGenerator[WsByteStream, None]:
-    """Connect to ``url`` and yield a `WsByteStream`; left as `wrap_websocket`.
+    """Connect to ``url``, and yield a `WsByteStream`.
+
+    At the end of the block the stream is closed, as at the end of `wrap_websocket`.
 
     Args:
-      url (str): ``ws://`` or ``wss://`` (RFC 6455, 3).
-      ssl_context (ssl.SSLContext or None): for ``wss``; None: Python's default. It must not
-          offer HTTP/2 by ALPN.
-      subprotocols (iterable of str): to offer, best first (RFC 6455, 1.9).
-      extra_headers (iterable of (bytes, bytes)): for the opening handshake. A Host replaces that
-          of ``url``, and a User-Agent ours.
-      connect_timeout (float): seconds until a `trio_websocket.ConnectionTimeout`.
+      url (str): a URL that begins with ``ws://`` or ``wss://`` (RFC 6455, 3).
+      ssl_context (ssl.SSLContext or None): the TLS settings for ``wss://``. None: Python's default
+          settings. It must not offer HTTP/2 by ALPN.
+      subprotocols (iterable of str): the subprotocols to offer, best first (RFC 6455, 1.9).
+      extra_headers (iterable of (bytes, bytes)): more headers for the opening handshake. A Host
+          header replaces that of ``url``, and a User-Agent header replaces ours.
+      connect_timeout (float): seconds that connecting may take, with the opening handshake.
       config (StreamConfig): the settings of the stream.
-      transport (trio.abc.Stream or None): what to connect over, in place of TCP to the host of
-          ``url``: a Unix socket, another `WsByteStream`. With ``wss`` there will be TLS on it.
-          It is closed with the stream, and also if the connection fails.
+      transport (trio.abc.Stream or None): the transport to use in place of a TCP connection to the
+          host of ``url``, such as a Unix socket or another `WsByteStream`. With ``wss://``, TLS is
+          put on it. It is closed with the stream, and also if connecting fails.
       proxy (str or None): the URL of a proxy to connect through, with its user and password if
-          it needs them: ``http://``, ``https://``, ``socks5://`` (names are resolved here) or
-          ``socks5h://`` (by the proxy). ``"env"``: the proxy that the environment names for this
-          URL, if any. None: no proxy, which is the default because a variable that was set for
-          browsers and package installers should not send a program's streams to another host
-          unasked. ``stream.remote`` is the proxy's address.
+          it needs them. It begins with ``http://``, ``https://``, ``socks5://`` (this machine
+          resolves names) or ``socks5h://`` (the proxy resolves names). ``"env"``: the proxy that
+          the environment names for this URL, if any. None: no proxy. This is the default, because
+          a variable that was set for browsers and package installers should not send a program's
+          streams to another host. With a proxy, ``stream.remote`` is the proxy's address.
 
     Raises:
-      trio_websocket.HandshakeError: the connection could not be opened. `ConnectionRejected`,
-          `ConnectionTimeout` and `ProxyRejected` are kinds of it. The text says why.
-      ValueError, TypeError: ``url`` is no WebSocket URL, or another argument is none of these.
-      ImportError: the proxy is a SOCKS proxy, and python-socks is not installed.
+      trio_websocket.HandshakeError: the connection could not be opened. The text says why.
+      trio_websocket.ConnectionRejected: the server refused the opening handshake. This is a kind
+          of HandshakeError.
+      trio_websocket.ConnectionTimeout: connecting took longer than ``connect_timeout``. This is a
+          kind of HandshakeError.
+      ProxyRejected: the proxy refused to connect. This is a kind of HandshakeError.
+      TypeError: an argument has the wrong type.
+      ValueError: ``url`` is no WebSocket URL, or another argument has a value that is not allowed.
+      ImportError: this is a SOCKS proxy, and python-socks is not installed.
       RuntimeError: no Trio is running.
     """
     check_trio()
@@ -121,7 +132,8 @@ async def open_ws_stream(
         if transport is not None and proxy is not None:
             raise ValueError("proxy must be None where there is a transport to connect over")
         via = None
-        if proxy is not None:  # imported only where it is used: that takes time
+        if proxy is not None:
+            # Imported only if it is used, because the import takes time.
             from ._proxy import find_proxy, open_through_proxy
 
             via = find_proxy(proxy, "wss" if parsed.is_secure else "ws", parsed.host, parsed.port)
@@ -129,7 +141,7 @@ async def open_ws_stream(
         if isinstance(transport, trio.abc.Stream):
             await trio.aclose_forcefully(transport)
         raise
-    _logger.debug("connecting to %s", parsed.authority)  # the rest may hold secrets
+    _logger.debug("connecting to %s", parsed.authority)  # The rest of the URL may hold secrets.
     async with open_nursery() as nursery:
         try:
             with trio.fail_after(connect_timeout):
@@ -161,7 +173,7 @@ def _prepare(
     subprotocols: Iterable[str],
     extra_headers: Iterable[tuple[bytes, bytes]],
 ) -> tuple[Url, _handshake.Request]:
-    """What is to be sent, and whereto; all that can be refused before anything happens."""
+    """Check the arguments, and return the parts of the URL and the request to send."""
     parsed = parse_url(url)
     check_ssl_context(ssl_context)
     if ssl_context is not None and not parsed.is_secure:

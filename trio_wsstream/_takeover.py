@@ -468,6 +468,7 @@ _UNUSED: Final = {
     False: wsproto.WSConnection(wsproto.ConnectionType.SERVER).handshake,
 }
 _WSPROTO_PARTS: Final = vars(wsproto.WSConnection(wsproto.ConnectionType.CLIENT)).keys()
+_checked_classes: Final[set[type]] = set()
 
 
 def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConnection:
@@ -489,7 +490,9 @@ def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConn
         if vars(inner).keys() != _WSPROTO_PARTS:
             raise TakeoverError(f"{_versions()}: WSConnection has changed")
         connection = WebSocketConnection(transport, inner, host="", path="")
-        _check_connection_parts(connection)
+        if type(connection) not in _checked_classes:  # A check takes a part of the time to connect.
+            _check_connection_parts(connection)
+            _checked_classes.add(type(connection))
         connection._reader_running = False
         return connection
 

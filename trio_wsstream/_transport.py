@@ -135,8 +135,9 @@ class _Wire(abc.ABC):
                 sock.shutdown(socket.SHUT_WR)
 
     def is_readable(self) -> bool:
-        """Whether bytes, or the end of TCP, wait in the socket to be read. False where there is no
-        socket to ask.
+        """Return whether bytes or the end of TCP can be read from the socket without waiting.
+
+        If the transport has no socket, the result is False.
         """
         sock = _socket_beneath(self._stream)
         try:

@@ -74,7 +74,7 @@ async def open_in_page(browser: Browser, api: str, url: str, *protocols: str) ->
 
 
 @both_apis
-async def test_there_and_back(browser: Browser, api: str) -> None:
+async def test_bytes_come_back_from_a_page(browser: Browser, api: str) -> None:
     async with meeting(browser, api) as stream:
 
         async def echo() -> None:
@@ -117,7 +117,7 @@ async def test_a_page_that_sends_is_held_back_until_we_receive(browser: Browser,
 
 
 @both_apis
-async def test_a_page_receives(browser: Browser, api: str) -> None:
+async def test_a_page_receives_all_that_was_sent(browser: Browser, api: str) -> None:
     """A page that does not read makes us wait with ``WebSocketStream``, not with ``WebSocket``."""
     data = os.urandom(SIZE)
     async with meeting(browser, api) as stream:
@@ -162,7 +162,9 @@ async def test_the_browser_answers_our_pings(browser: Browser, api: str) -> None
 
 @both_apis
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1000, REASON), (4001, REASON)])
-async def test_the_page_closes(browser: Browser, api: str, code: int, reason: str) -> None:
+async def test_a_close_of_the_page_ends_the_stream(
+    browser: Browser, api: str, code: int, reason: str
+) -> None:
     async with meeting(browser, api) as stream:
         how = await browser.run(
             "await it.send(new Uint8Array(5)); it.close(code, reason); return it.closed",
@@ -185,7 +187,7 @@ async def test_the_page_closes(browser: Browser, api: str, code: int, reason: st
 
 @both_apis
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 4999])
-async def test_we_close(browser: Browser, api: str, code: int) -> None:
+async def test_our_close_reaches_the_page(browser: Browser, api: str, code: int) -> None:
     async with meeting(browser, api) as stream:
         await stream.send_all(b"hello")
         await stream.aclose(code, REASON)
@@ -200,7 +202,7 @@ async def test_we_close(browser: Browser, api: str, code: int) -> None:
 
 
 @both_apis
-async def test_text_is_refused(browser: Browser, api: str) -> None:
+async def test_text_from_a_page_is_refused(browser: Browser, api: str) -> None:
     async with meeting(browser, api) as stream:
         how = await browser.run("await it.send('text'); return it.closed")
         assert how == {"code": 1003, "reason": "Text messages are not supported.", "wasClean": True}
@@ -248,7 +250,9 @@ LATE = {"WebSocket": "", "WebSocketStream": "InvalidStateError"}
 
 
 @pytest.mark.parametrize(("api", "late"), LATE.items())
-async def test_a_half_close_closes(browser: Browser, api: str, late: str) -> None:
+async def test_a_half_close_closes_the_websocket_of_a_page(
+    browser: Browser, api: str, late: str
+) -> None:
     """The browser answers at once. ``WebSocket`` silently drops data that is sent later."""
     async with meeting(browser, api) as stream:
         await stream.send_all(b"hello")
@@ -308,7 +312,9 @@ async def test_only_pages_of_admitted_origins_are_served(browser: Browser, api: 
 
 
 @both_apis
-async def test_subprotocols(browser: Browser, api: str) -> None:
+async def test_a_page_gets_the_subprotocol_that_the_server_has_chosen(
+    browser: Browser, api: str
+) -> None:
     """A browser that offers subprotocols fails the connection if the server chooses none."""
     async with serving(subprotocols=["best", "good"]) as url:
         assert await open_in_page(browser, api, url, "other", "good") == "good"

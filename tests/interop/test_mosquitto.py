@@ -126,7 +126,7 @@ async def connected(
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_what_is_published_comes_back(tmp_path: Path, tls: bool) -> None:
+async def test_a_message_published_to_mosquitto_comes_back(tmp_path: Path, tls: bool) -> None:
     async with connected(tmp_path, tls=tls) as (mqtt, _):
         await mqtt.subscribe()
         for size in (0, 1, 125, 126, 127, 65_536):
@@ -138,7 +138,7 @@ async def test_what_is_published_comes_back(tmp_path: Path, tls: bool) -> None:
         assert 0 < await mqtt.stream.ping() < LIMIT
 
 
-async def test_packets_may_be_cut_anywhere(tmp_path: Path) -> None:
+async def test_mqtt_packets_may_be_cut_anywhere(tmp_path: Path) -> None:
     async with connected(tmp_path) as (mqtt, _):
         await mqtt.subscribe()
         message = text(b"topic") + bytes(range(200))
@@ -148,14 +148,16 @@ async def test_packets_may_be_cut_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going away"), (4002, "bye")])
-async def test_it_answers_our_close_with_the_same(tmp_path: Path, code: int, reason: str) -> None:
+async def test_mosquitto_answers_our_close_with_the_same_code(
+    tmp_path: Path, code: int, reason: str
+) -> None:
     async with connected(tmp_path) as (mqtt, program):
         await mqtt.stream.aclose(code, reason)
         await program.says("closed its connection")
     assert mqtt.stream.closed == StreamClosed(code, reason, clean=True, error=None)
 
 
-async def test_after_disconnect_it_ends_tcp_without_a_close(tmp_path: Path) -> None:
+async def test_mosquitto_ends_tcp_without_a_close_after_disconnect(tmp_path: Path) -> None:
     async with connected(tmp_path) as (mqtt, _):
         await mqtt.send(DISCONNECT)
         with pytest.raises(trio.BrokenResourceError) as broken:
@@ -163,7 +165,7 @@ async def test_after_disconnect_it_ends_tcp_without_a_close(tmp_path: Path) -> N
     assert isinstance(broken.value.__cause__, ConnectionLost)
 
 
-async def test_it_notices_an_abrupt_end(tmp_path: Path) -> None:
+async def test_mosquitto_notices_an_abrupt_end(tmp_path: Path) -> None:
     async with connected(tmp_path) as (mqtt, program):
         await trio.aclose_forcefully(mqtt.stream)
         await program.says("closed its connection")

@@ -135,7 +135,7 @@ async def expect_lost(stream: WsByteStream) -> None:
     assert isinstance(broken.value.__cause__, ConnectionLost)
 
 
-async def test_bytes_both_ways_at_once(meet: Meet) -> None:
+async def test_bytes_pass_through_nginx_both_ways_at_once(meet: Meet) -> None:
     async def echo(stream: WsByteStream) -> None:
         async for chunk in stream:
             await stream.send_all(chunk)
@@ -153,7 +153,7 @@ async def test_bytes_both_ways_at_once(meet: Meet) -> None:
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-async def test_a_half_close_passes(meet: Meet, first: str) -> None:
+async def test_a_half_close_passes_through_nginx(meet: Meet, first: str) -> None:
     async with meet() as ends:
         asking, answering = ends if first == "client" else reversed(ends)
         await asking.send_all(b"question")
@@ -170,7 +170,9 @@ async def test_a_half_close_passes(meet: Meet, first: str) -> None:
 
 @pytest.mark.parametrize("closing", ["client", "server"])
 @pytest.mark.parametrize(("code", "reason"), [(1001, "going away"), (4002, "gr\u00fc\u00dfe")])
-async def test_closes_pass(meet: Meet, closing: str, code: int, reason: str) -> None:
+async def test_a_close_passes_through_nginx(
+    meet: Meet, closing: str, code: int, reason: str
+) -> None:
     async with meet() as ends:
         closer, other = ends if closing == "client" else reversed(ends)
         error = AbnormalClosure(code, reason)
@@ -185,14 +187,14 @@ async def test_closes_pass(meet: Meet, closing: str, code: int, reason: str) -> 
 
 
 @pytest.mark.parametrize("ending", ["client", "server"])
-async def test_an_abrupt_end_passes(meet: Meet, ending: str) -> None:
+async def test_an_abrupt_end_passes_through_nginx(meet: Meet, ending: str) -> None:
     async with meet() as ends:
         dropped, other = ends if ending == "client" else reversed(ends)
         await trio.aclose_forcefully(dropped)
         await expect_lost(other)
 
 
-async def test_it_cuts_a_silent_connection(meet: Meet) -> None:
+async def test_nginx_cuts_a_silent_connection(meet: Meet) -> None:
     """nginx ends TCP on both sides when nothing has passed for its timeout."""
     async with meet(timeout=1) as (client, server):
         await expect_lost(client)
@@ -200,7 +202,9 @@ async def test_it_cuts_a_silent_connection(meet: Meet) -> None:
 
 
 @pytest.mark.parametrize("pinging", ["client", "server"])
-async def test_keepalive_holds_a_silent_connection(meet: Meet, pinging: str) -> None:
+async def test_keepalive_keeps_a_silent_connection_through_nginx_alive(
+    meet: Meet, pinging: str
+) -> None:
     """Pings from either end keep the connection open for longer than nginx's timeout."""
     async with meet(timeout=1, **{f"{pinging}_config": KEEPALIVE}) as (client, server):
         pongs = (client if pinging == "client" else server).subscribe(kinds=PongReceived)
@@ -210,7 +214,7 @@ async def test_keepalive_holds_a_silent_connection(meet: Meet, pinging: str) -> 
         assert await server.receive_some() == b"still there?"
 
 
-async def test_without_a_server_behind_it_the_handshake_is_refused(tmp_path: Path) -> None:
+async def test_nginx_refuses_the_handshake_if_there_is_no_server_behind_it(tmp_path: Path) -> None:
     async with nginx(tmp_path, free_port()) as url:
         with pytest.raises(ConnectionRejected) as refused:
             async with open_ws_stream(url):

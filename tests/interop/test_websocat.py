@@ -79,14 +79,14 @@ async def meet_client(config: StreamConfig) -> AsyncGenerator[Ends, None]:
 
 
 @both_sides
-async def test_bytes_in_odd_sizes_there_and_back(side: str) -> None:
+async def test_bytes_in_odd_sizes_come_back_through_websocat(side: str) -> None:
     async with meet(side) as (stream, tcp):
         await echo_odd_sizes(stream, tcp)
         await tcp.send_eof()  # else it would not answer our Close
 
 
 @both_sides
-async def test_it_holds_our_half_close(side: str) -> None:
+async def test_websocat_defers_its_answer_to_our_half_close(side: str) -> None:
     """It passes it on to TCP, and what TCP answers, although it is no `WsByteStream`."""
     data = os.urandom(1_000_003)
     async with meet(side) as (stream, tcp):
@@ -99,7 +99,7 @@ async def test_it_holds_our_half_close(side: str) -> None:
 
 
 @both_sides
-async def test_its_own_half_close_needs_always(side: str) -> None:
+async def test_the_half_close_of_websocat_needs_half_close_always(side: str) -> None:
     data = os.urandom(1_000_003)
     async with meet(side, ALWAYS) as (stream, tcp):
         await tcp.send_all(b"question")
@@ -118,7 +118,7 @@ async def test_its_own_half_close_needs_always(side: str) -> None:
 
 
 @both_sides
-async def test_our_drop_is_a_plain_end_beyond_it(side: str) -> None:
+async def test_a_stream_that_we_drop_is_a_plain_end_beyond_websocat(side: str) -> None:
     async with meet(side) as (stream, tcp):
         await stream.send_all(b"half of the da")
         await trio.aclose_forcefully(stream)

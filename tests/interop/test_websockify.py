@@ -71,12 +71,12 @@ def websockify() -> Iterator[Websockify]:
             process.terminate()
 
 
-async def test_bytes_in_odd_sizes_there_and_back(websockify: Websockify) -> None:
+async def test_bytes_in_odd_sizes_come_back_through_websockify(websockify: Websockify) -> None:
     async with websockify.meet() as (stream, target):
         await echo_odd_sizes(stream, target)
 
 
-async def test_pings_both_ways(websockify: Websockify) -> None:
+async def test_websockify_answers_pings_and_gets_pongs(websockify: Websockify) -> None:
     async with websockify.meet() as (stream, _):
         pings = stream.subscribe(kinds=PingReceived)
         assert 0 < await stream.ping(b"x" * 125) < LIMIT
@@ -84,7 +84,9 @@ async def test_pings_both_ways(websockify: Websockify) -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4002, "gr\u00fc\u00dfe \u2713")])
-async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
+async def test_our_close_ends_tcp_behind_websockify(
+    websockify: Websockify, code: int, reason: str
+) -> None:
     """The TCP server cannot tell an abrupt end from an ordinary one."""
     async with websockify.meet() as (stream, target):
         await stream.send_all(b"hello")
@@ -93,7 +95,7 @@ async def test_we_close(websockify: Websockify, code: int, reason: str) -> None:
         assert b"".join([data async for data in target]) == b"hello"
 
 
-async def test_the_tcp_server_closes(websockify: Websockify) -> None:
+async def test_the_end_of_the_tcp_server_ends_the_stream(websockify: Websockify) -> None:
     """A half-close by the TCP server ends both directions too."""
     async with websockify.meet() as (stream, target):
         await target.send_all(b"hello")
@@ -104,7 +106,7 @@ async def test_the_tcp_server_closes(websockify: Websockify) -> None:
         assert await target.receive_some() == b""
 
 
-async def test_half_close(websockify: Websockify) -> None:
+async def test_a_half_close_ends_tcp_behind_websockify(websockify: Websockify) -> None:
     """The TCP server receives everything, but it can no longer answer."""
     data = os.urandom(1_000_003)
     async with websockify.meet() as (stream, target):
