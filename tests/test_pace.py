@@ -78,6 +78,22 @@ async def test_long_messages_that_were_asked_for_are_not_cut(autojump_clock: Moc
     assert await sizes_of(2_000_000, 500_000, 4) == [500_000] * 4
 
 
+async def test_a_cancelled_wait_for_a_slow_line_under_tls_cuts_nothing_off(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tls", StreamConfig(ping_interval=None))
+        wire = stream._wire
+        wire.limit = SMALLEST
+        real = stream._transport.wait_send_all_might_not_block
+        stream._transport.wait_send_all_might_not_block = trio.sleep_forever  # type: ignore[method-assign]
+        with trio.move_on_after(1):
+            await stream.send_all(b"is not begun")
+        stream._transport.wait_send_all_might_not_block = real  # type: ignore[method-assign]
+        await stream.send_all(b"x")
+        assert await peer.receive() == (BINARY, b"x")
+
+
 async def test_all_bytes_arrive_however_the_limit_changes(autojump_clock: MockClock) -> None:
     data = bytes(range(256)) * 4000
     async with background() as nursery:
