@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_wsstream import StreamConfig
+from trio_wsstream import StreamConfig, _transport
 from trio_wsstream._pace import LARGEST, SLOW, SMALLEST, next_limit
 
 from .support.frames import BINARY
@@ -106,3 +108,20 @@ async def test_all_bytes_arrive_however_the_limit_changes(autojump_clock: MockCl
             number += 1
             received += (await peer.receive())[1]
         assert received == data
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
+async def test_the_kernel_holds_little_unsent_on_a_slow_line(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the question before each write it takes up to 64 KiB more, into its last packet."""
+    monkeypatch.setattr(_transport, "next_limit", lambda limit, seconds: SMALLEST)
+    config = StreamConfig(max_message_size=1000, ping_interval=None)
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, "tcp", config)
+        stream._wire._note_wait(1)
+        for _ in range(20):  # cancelled in the middle of a message, it goes on there
+            with trio.move_on_after(1):
+                await stream.send_all(bytes(20_000_000))
+        held = _transport._unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
+        assert 0 < held < SMALLEST + 2000
