@@ -51,6 +51,14 @@ class HeldUp(trio.abc.Instrument):
             self._clock.jump(60)
 
 
+async def receive_ping(peer: RawPeer) -> bytes:
+    """The payload of the next Ping; heartbeats may come before it."""
+    while True:
+        opcode, payload = await peer.receive()
+        if opcode == PING:
+            return payload
+
+
 async def read(stream: WsByteStream, reader: str) -> None:
     if reader == "a caller":
         await stream.receive_some()
@@ -71,9 +79,7 @@ async def test_a_pong_that_lies_in_the_socket_is_found(
         stream, peer = await raw_pair(nursery, transport, CONFIG)
         nursery.start_soon(read, stream, reader)
         for _ in range(3):
-            opcode, payload = await peer.receive()
-            while opcode != PING:
-                opcode, payload = await peer.receive()
+            payload = await receive_ping(peer)
             held_up = HeldUp(autojump_clock, peer)
             await held_up.prepare(peer, PONG, payload)
             trio.lowlevel.add_instrument(held_up)
@@ -93,9 +99,7 @@ async def test_a_pong_that_comes_as_the_time_passes_is_found(
         stream, peer = await raw_pair(nursery, transport, CONFIG)
         nursery.start_soon(read, stream, reader)
         for _ in range(3):
-            opcode, payload = await peer.receive()
-            while opcode != PING:
-                opcode, payload = await peer.receive()
+            payload = await receive_ping(peer)
             async with trio.open_nursery() as sending:
                 sending.start_soon(peer.send, PONG, payload)
                 autojump_clock.jump(60)
@@ -111,9 +115,7 @@ async def test_a_loop_that_was_held_up_gives_a_silent_peer_up_after_the_look(
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, CONFIG)
         nursery.start_soon(read_to_the_end, stream, reader)
-        opcode, _ = await peer.receive()
-        while opcode != PING:
-            opcode, _ = await peer.receive()
+        await receive_ping(peer)
         await wait_all_tasks_blocked()  # or the loop is held up while the Ping is being written
         autojump_clock.jump(60)
         await trio.sleep(0.04)

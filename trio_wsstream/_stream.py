@@ -580,6 +580,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
             start = 0
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
+            line_limit: int | None = None  # as the wire last had it
             offered = _TWO_FRAMES
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken:
@@ -588,13 +589,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     writer.turn_is_taken = True
                 try:
                     while protocol.can_send and not wire.failure:
-                        if wire.limit is not None:
-                            offered = _ONE_FRAME
-                            if limit < size and limit <= _LONG_MESSAGE:
-                                # The call is cut into messages anyway, so they may be shorter.
-                                limit = min(self.config.max_message_size, wire.limit)
-                        elif offered == _ONE_FRAME:
-                            limit, offered = self.config.max_message_size, _TWO_FRAMES
+                        if wire.limit is not line_limit:
+                            line_limit = wire.limit
+                            offered = _TWO_FRAMES if line_limit is None else _ONE_FRAME
+                            limit = self._message_limit(size)
                         if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
                             # No frame waits before it: only the last message may be shorter.
                             with memoryview(view)[start : start + limit] as message:
@@ -624,6 +622,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 for buffer in (view, *frames):
                     if isinstance(buffer, memoryview):
                         buffer.release()
+
+    def _message_limit(self, size: int) -> int:
+        """How long a message may be. On a slow line it is shorter, so that pings need not wait. But
+        what fits one message remains one, and long messages are what somebody has asked for.
+        """
+        limit = self.config.max_message_size
+        if self._wire.limit is None or not limit < size or limit > _LONG_MESSAGE:
+            return limit
+        return min(limit, self._wire.limit)
 
     def _can_send(self) -> bool:
         return self._protocol.can_send and not self._wire.failure

@@ -245,9 +245,13 @@ class StreamWire(_Wire):
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         since = trio.current_time()
+        has_begun = False
         try:
-            if self.limit is not None:
+            if self.limit is not None and _socket_beneath(self._stream) is not None:
+                # The kernel would take more than the limit, as that does not hold for its last
+                # packet. But it tells the truth to those who ask first.
                 await self._stream.wait_send_all_might_not_block()
+            has_begun = True
             await self._stream.send_all(b"".join(buffers[:2]))
             now = trio.current_time()
             if now - since >= _NOTICEABLE_WAIT:
@@ -258,7 +262,8 @@ class StreamWire(_Wire):
             self.note_failure(error)
             raise
         except BaseException:
-            self._truncate()
+            if has_begun:
+                self._truncate()
             raise
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:

@@ -8,22 +8,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import trio
 
 from trio_wsstream import (
     ConnectionLost,
     PongReceived,
     StreamClosed,
     StreamConfig,
-    WsByteStream,
-    open_ws_stream,
-    serve_ws,
 )
 
 from ..support.programs import LIMIT, free_port, running
 from ..support.receiving import end_of, receive_all
 from .peer import need_program
-from .test_nginx import nginx
+from .test_nginx import nginx, through
 
 HAPROXY = """
 defaults
@@ -39,7 +35,6 @@ backend inside
     server only 127.0.0.1:{server_port}
 """
 KEEPALIVE = StreamConfig(ping_interval=0.5, ping_timeout=LIMIT)
-QUIET = StreamConfig(ping_interval=None)
 SIGNS = 7  # of life: two seconds, and half as much again
 
 Proxy = Callable[[Path, int], AbstractAsyncContextManager[str]]
@@ -60,35 +55,12 @@ PROXIES = pytest.mark.parametrize(
 )
 
 
-@asynccontextmanager
-async def through(
-    proxy: Proxy, folder: Path, config: StreamConfig
-) -> AsyncGenerator[tuple[WsByteStream, WsByteStream], None]:
-    """Both ends of a connection, client first."""
-    arrive, arrived = trio.open_memory_channel[WsByteStream](0)
-
-    async def handle(stream: WsByteStream) -> None:
-        await arrive.send(stream)
-        await trio.sleep_forever()
-
-    async with trio.open_nursery() as nursery:
-        serve = partial(serve_ws, handle, "127.0.0.1", 0, config=config)
-        listener = await nursery.start(serve)
-        server_port = listener[0].transport_listener.socket.getsockname()[1]
-        async with (
-            proxy(folder, server_port) as url,
-            open_ws_stream(url, config=config) as client,
-        ):
-            yield client, await arrived.receive()
-        nursery.cancel_scope.cancel()
-
-
 @PROXIES
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_a_half_closed_connection_lives_for_as_long_as_the_answer_takes(
     proxy: Proxy, first: str, tmp_path: Path
 ) -> None:
-    async with through(proxy, tmp_path, KEEPALIVE) as ends:
+    async with through(partial(proxy, tmp_path), KEEPALIVE, KEEPALIVE) as ends:
         asking, answering = ends if first == "client" else reversed(ends)
         await asking.send_all(b"question")
         await asking.send_eof()
@@ -109,7 +81,7 @@ async def test_a_half_closed_connection_lives_for_as_long_as_the_answer_takes(
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_without_keepalive_it_is_cut(proxy: Proxy, first: str, tmp_path: Path) -> None:
     """Or the test above would show nothing."""
-    async with through(proxy, tmp_path, QUIET) as ends:
+    async with through(partial(proxy, tmp_path)) as ends:
         asking, _ = ends if first == "client" else reversed(ends)
         await asking.send_eof()
         received, error = await end_of(asking)

@@ -102,15 +102,16 @@ def meet(request: pytest.FixtureRequest, tmp_path: Path) -> Meet:
 
 
 @asynccontextmanager
-async def through_nginx(
-    folder: Path,
-    *,
-    tls: bool,
-    timeout: int = 60,
+async def through(
+    proxy: Callable[[int], AbstractAsyncContextManager[str]],
     client_config: StreamConfig = QUIET,
     server_config: StreamConfig = QUIET,
 ) -> AsyncGenerator[tuple[WsByteStream, WsByteStream], None]:
-    """Yield both ends of a connection through nginx, client first."""
+    """Both ends of a connection through a proxy, client first.
+
+    Args:
+      proxy: starts the proxy in front of a server's port, and tells its URL.
+    """
     arrive, arrived = trio.open_memory_channel[WsByteStream](0)
 
     async def handle(stream: WsByteStream) -> None:
@@ -122,11 +123,18 @@ async def through_nginx(
         (listener,) = await nursery.start(serve)
         server_port = listener.transport_listener.socket.getsockname()[1]
         async with (
-            nginx(folder, server_port, tls=tls, timeout=timeout) as url,
+            proxy(server_port) as url,
             open_ws_stream(url, tls_for(url), config=client_config) as client,
         ):
             yield client, await arrived.receive()
         nursery.cancel_scope.cancel()
+
+
+def through_nginx(
+    folder: Path, *, tls: bool, timeout: int = 60, **configs: StreamConfig
+) -> AbstractAsyncContextManager[tuple[WsByteStream, WsByteStream]]:
+    """As `through`, by nginx."""
+    return through(partial(nginx, folder, tls=tls, timeout=timeout), **configs)
 
 
 async def expect_lost(stream: WsByteStream) -> None:
