@@ -70,7 +70,7 @@ STEPS_A_TURN = 32
 _ONE_FRAME: Final = 2  # buffers
 _TWO_FRAMES: Final = 4
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
-_REASON_TIMEOUT: Final = 0.05  # seconds for the peer's Close to be read after a failed write
+_REASON_TIMEOUT: Final = 1.0  # seconds for the peer's Close to be read after a failed write
 _SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
 
 _READ_ERRORS: Final = (
