@@ -194,6 +194,19 @@ async def test_a_frame_that_is_cut_off_is_told_at_once(transport: str) -> None:
         assert stream.closed is None
 
 
+async def test_what_was_read_before_a_cancelled_send_broke_tls_is_received() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tls")
+        await peer.send(BINARY, b"read ahead")
+        await wait_all_tasks_blocked(0.1)
+        with trio.move_on_after(0.01):
+            await stream.send_all(MUCH)
+        assert await stream.receive_some() == b"read ahead"
+        with pytest.raises(trio.BrokenResourceError) as error:
+            await stream.receive_some()
+        assert isinstance(error.value.__cause__, ConnectionLost)
+
+
 @pytest.mark.parametrize("does", ["sends", "pings", "answers a ping"])
 async def test_a_socket_that_is_broken_is_told_once(does: str) -> None:
     async with background() as nursery:

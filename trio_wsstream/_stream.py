@@ -565,8 +565,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         A call that is cancelled before anything was sent did nothing. A call that is cancelled
         later has sent part of the data. Over a `trio.SocketStream` the stream remains usable all
         the same, as it does after a cancellation between two messages. Inside a message, over any
-        other transport, the sending side is broken then; over a `trio.SSLStream` the receiving side
-        is broken, too.
+        other transport, the sending side is broken then. A `trio.SSLStream` breaks as a whole, so
+        after what this stream has read already, receiving raises `trio.BrokenResourceError`, too.
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
@@ -679,6 +679,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         what it has. Any other peer answers at once (RFC 6455, 5.5.1), and that closes the stream.
         `half_close_honoured` tells which of the two happened. The call does nothing if a Close has
         been sent before.
+
+        When both sides have ended their sending, a client waits for the server to end TCP, but no
+        longer than ``config.close_timeout`` seconds. Then the client closes its transport. What the
+        server has not read by then still arrives, as it does after the close of any TCP socket.
 
         Raises:
           trio.ClosedResourceError: this side has closed the stream.
