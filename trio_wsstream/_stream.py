@@ -127,6 +127,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_clock",
         "_closing",
         "_has_unprocessed",
+        "_idle_wait",
         "_is_reading",
         "_is_receiving",
         "_is_sending",
@@ -202,6 +203,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._read_size = ReadSize(client=takeover.client, limit=config.receive_buffer_size)
         self._is_reading = False  # somebody has the turn
         self._is_receiving = False  # a caller is in receive_some
+        self._idle_wait: trio.CancelScope | None = None  # of wait_send_all_might_not_block
         self._is_sending = False  # a caller is in one of the three sending methods
         self._visited_at = now  # by a caller that reads
         self._has_unprocessed = (
@@ -661,10 +663,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await self._writer.take_turn()
                 try:
-                    await self._transport.wait_send_all_might_not_block()
+                    with trio.CancelScope() as self._idle_wait:
+                        await self._transport.wait_send_all_might_not_block()
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     self._wire.note_failure(error)
                 finally:
+                    self._idle_wait = None
                     self._writer.pass_turn()
             if not self._can_send():
                 raise await self._explained_send_error()
@@ -707,6 +711,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     closing.close_is_due_by = trio.current_time() + self.config.close_timeout
                     self._alarm.ring()
                 while not (writer.close_written or closing.cannot_send_close()):
+                    if isinstance(protocol.verdict, AbnormalClosure):
+                        break  # the peer takes no more
                     await self._wait_for_change()
             is_given_up = isinstance(protocol.error, KeepaliveTimeout)
             if not writer.close_written or protocol.has_failed or is_given_up:
@@ -798,7 +804,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _interrupt_sender(self) -> None:
         """The peer takes no more: a frame that is under way helps nobody."""
-        if not self._wire.interrupt():
+        if self._idle_wait is not None:
+            self._idle_wait.cancel()
+        elif not self._wire.interrupt():
             self._closing.deadline = trio.current_time()
 
     async def _let_close_go_out(self) -> None:
