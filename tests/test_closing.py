@@ -22,11 +22,12 @@ from trio_wsstream import (
     StreamConfig,
     TextPolicy,
     TextRejected,
+    WsByteStream,
 )
 from trio_wsstream._protocol import ANSWER_DEFERRED
 
 from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, TEXT, close_payload
-from .support.pairs import stream_pair
+from .support.pairs import SHORT, connection_pair, stream_pair
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import all_events, end_of
 from .support.tasks import background
@@ -66,7 +67,7 @@ async def test_a_plain_close_ends_the_stream_with_what_came_before(code: int, cl
 
 
 @SIDES
-@pytest.mark.parametrize("code", [1002, 1003, 1007, 1011, 1014, 3000, 4999])
+@pytest.mark.parametrize("code", [1001, 1002, 1003, 1007, 1011, 1014, 3000, 4999])
 async def test_a_close_with_another_code_is_no_clean_end(code: int, client: bool) -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, client=client)
@@ -81,6 +82,43 @@ async def test_a_close_with_another_code_is_no_clean_end(code: int, client: bool
             CloseReceived(code, "why"),
             StreamClosed(code, "why", True, error),
         ]
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp"])
+@pytest.mark.parametrize("is_late", [True, False])
+@pytest.mark.parametrize("code", [1000, 1001, 4000])
+async def test_the_config_says_which_codes_end_a_stream(
+    code: int, is_late: bool, transport: str
+) -> None:
+    """Also where the Close came before the takeover."""
+    async with background() as nursery:
+        client, server = await connection_pair(nursery, transport)
+        await server.send_message(b"before")
+        nursery.start_soon(server.aclose, code, "bye")
+        if is_late:
+            while not client.closed:
+                await wait_all_tasks_blocked()
+        config = StreamConfig(end_codes=frozenset({1001, 4000}))
+        error = None if code != 1000 else AbnormalClosure(1000, "bye")
+        stream = WsByteStream(client, nursery, config)
+        assert await end_of(stream) == (b"before", error)
+        await stream.aclose()
+        assert stream.closed == StreamClosed(code, "bye", True, error)
+
+
+@pytest.mark.parametrize("theirs", [1000, 1001, 4001])
+@pytest.mark.parametrize("ours", [1000, 1001, 1011, 4001])
+async def test_an_end_that_this_side_asked_for_is_no_error(ours: int, theirs: int) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        events = stream.subscribe(kinds=ErrorOccurred)
+        nursery.start_soon(stream.aclose, ours)
+        assert await peer.receive() == (CLOSE, close_payload(ours))
+        await peer.send(CLOSE, close_payload(theirs))
+        await peer.transport.aclose()
+        error = None if theirs in (ours, 1000) else AbnormalClosure(theirs, "")
+        closed = StreamClosed(theirs, "", True, error)
+        assert await all_events(events) == [closed]
 
 
 async def test_each_broken_resource_error_is_a_new_one_with_the_same_cause() -> None:
@@ -752,6 +790,26 @@ async def test_after_send_eof_the_other_side_may_go_on_sending(transport: str) -
             assert (await all_events(stream.subscribe())) == [
                 StreamClosed(1000, "half-close", True, None)
             ]
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_what_the_server_has_not_read_after_both_half_closes_still_arrives(
+    transport: str,
+) -> None:
+    """The client waits for the server's end of TCP no longer than close_timeout."""
+    async with background() as nursery:
+        server_config = StreamConfig(receive_buffer_size=1000)
+        client, server = await stream_pair(nursery, transport, SHORT, server_config)
+        await client.send_all(bytes(30_000))
+        await server.send_eof()
+        assert await client.receive_some() == b""
+        await client.send_eof()
+        async for _ in client.subscribe(kinds=()):
+            pass  # until the client has closed the transport
+        received = b"".join([bytes(data) async for data in server])
+        assert received == bytes(30_000)
+        await server.aclose()
+        assert server.closed == StreamClosed(1000, "half-close", True, None)
 
 
 async def test_a_half_close_says_close_1000_half_close() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -112,6 +114,26 @@ async def code_that_receiving_tells(stream: WsByteStream) -> int:
     return error.value.__cause__.code
 
 
+@pytest.mark.parametrize("method", ["wait_send_all_might_not_block", "send_eof"])
+async def test_a_peer_that_refuses_what_is_sent_ends_every_call_that_waits_for_it(
+    method: str,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "unix", StreamConfig(close_timeout=8))
+        with suppress(BlockingIOError):
+            while True:
+                os.write(stream._transport.socket.fileno(), bytes(1000))  # type: ignore[attr-defined]
+
+        async def refuse() -> None:
+            await wait_all_tasks_blocked(0.02)
+            await peer.send(CLOSE, TOO_LONG)
+
+        nursery.start_soon(refuse)
+        with trio.fail_after(4), pytest.raises(trio.BrokenResourceError) as error:
+            await getattr(stream, method)()
+        assert error.value.__cause__ == AbnormalClosure(1009, "too long")
+
+
 async def test_a_peer_that_ends_well_lets_the_frame_under_way_be_finished() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, "unix", StreamConfig(close_timeout=1000))
@@ -192,6 +214,19 @@ async def test_a_frame_that_is_cut_off_is_told_at_once(transport: str) -> None:
         assert isinstance(event, ErrorOccurred)
         assert event.error == ConnectionLost("a frame was cut off when its sending was cancelled")
         assert stream.closed is None
+
+
+async def test_what_was_read_before_a_cancelled_send_broke_tls_is_received() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "tls")
+        await peer.send(BINARY, b"read ahead")
+        await wait_all_tasks_blocked(0.1)
+        with trio.move_on_after(0.01):
+            await stream.send_all(MUCH)
+        assert await stream.receive_some() == b"read ahead"
+        with pytest.raises(trio.BrokenResourceError) as error:
+            await stream.receive_some()
+        assert isinstance(error.value.__cause__, ConnectionLost)
 
 
 @pytest.mark.parametrize("does", ["sends", "pings", "answers a ping"])

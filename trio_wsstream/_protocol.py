@@ -280,7 +280,7 @@ class Protocol:
         self._loss: ConnectionLost | None = None  # why sending failed
         self._is_deaf = False  # what still comes has no meaning
         self._events: list[WsEvent] = []  # that happened, and were not asked for yet
-        self._text = bytearray()  # of an unfinished message, under AS_EVENTS
+        self._text: bytearray | None = None  # of an unfinished message, under AS_EVENTS
         self._pings_owed: list[bytes] = []
         self._pongs_owed: list[bytes] = []
         self._close_owed: Close | None = None
@@ -395,12 +395,14 @@ class Protocol:
                 _logger.debug("%s: the peer honours the half-close", self._name)
 
     def _handle_text(self, payload: bytes, ends_message: bool) -> None:
+        if self._text is None:
+            self._text = bytearray()
         self._text += payload
         if len(self._text) > self._config.receive_buffer_size:
             raise TextRejected(1009, "The text message is too long.")
         if ends_message:
             self._events.append(TextReceived(self._text.decode()))
-            self._text = bytearray()
+            self._text = None
 
     def _handle_close(self, close: Close) -> None:
         self.close_received = close

@@ -70,7 +70,7 @@ STEPS_A_TURN = 32
 _ONE_FRAME: Final = 2  # buffers
 _TWO_FRAMES: Final = 4
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
-_REASON_TIMEOUT: Final = 0.05  # seconds for the peer's Close to be read after a failed write
+_REASON_TIMEOUT: Final = 1.0  # seconds for the peer's Close to be read after a failed write
 _SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
 
 _READ_ERRORS: Final = (
@@ -127,6 +127,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_clock",
         "_closing",
         "_has_unprocessed",
+        "_idle_wait",
         "_is_reading",
         "_is_receiving",
         "_is_sending",
@@ -202,6 +203,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._read_size = ReadSize(client=takeover.client, limit=config.receive_buffer_size)
         self._is_reading = False  # somebody has the turn
         self._is_receiving = False  # a caller is in receive_some
+        self._idle_wait: trio.CancelScope | None = None  # of wait_send_all_might_not_block
         self._is_sending = False  # a caller is in one of the three sending methods
         self._visited_at = now  # by a caller that reads
         self._has_unprocessed = (
@@ -296,10 +298,13 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     if has_yielded:
                         return self._tell_end()
                     await trio.lowlevel.checkpoint()
-                elif protocol.ended or self._is_reading or self._subscriptions.is_waiting:
+                elif protocol.ended or self._is_reading:
                     await self._wait_for_change()
                 elif self._has_unprocessed:
-                    await self._read(1)
+                    if self._subscriptions.is_waiting:
+                        await self._wait_for_change()
+                    else:
+                        await self._read(1)
                 else:
                     # This is what _read does; but one coroutine less is 5 % of a round trip.
                     self._is_reading = True
@@ -562,8 +567,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         A call that is cancelled before anything was sent did nothing. A call that is cancelled
         later has sent part of the data. Over a `trio.SocketStream` the stream remains usable all
         the same, as it does after a cancellation between two messages. Inside a message, over any
-        other transport, the sending side is broken then; over a `trio.SSLStream` the receiving side
-        is broken, too.
+        other transport, the sending side is broken then. A `trio.SSLStream` breaks as a whole, so
+        after what this stream has read already, receiving raises `trio.BrokenResourceError`, too.
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
@@ -585,10 +590,13 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken:
                     await writer.take_turn()
+                    if not self._can_send():
+                        writer.pass_turn()
+                        break
                 else:
                     writer.turn_is_taken = True
                 try:
-                    while protocol.can_send and not wire.failure:
+                    while True:
                         if wire.limit is not line_limit:
                             line_limit = wire.limit
                             offered = _TWO_FRAMES if line_limit is None else _ONE_FRAME
@@ -607,15 +615,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                             written = await wire.write(frames)
                             frames = frames[written:]
                         writer.written_at = self._clock.current_time()
-                        if protocol.owes or not (frames or start < size):
+                        if not (frames or start < size) or protocol.owes or not self._can_send():
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the wire has noted why, or the next write will
                 finally:
                     writer.pass_turn()  # to a task that flushes, if something is owed
-            is_all_written = size and not frames and start >= size
-            if self._closing.is_closed_here or not (is_all_written or self._can_send()):
-                raise await self._explained_send_error()
+            if not protocol.can_send or wire.failure:
+                is_all_written = size and not frames and start >= size
+                if self._closing.is_closed_here or not is_all_written:
+                    raise await self._explained_send_error()
         finally:
             self._is_sending = False
             if not is_bytes:  # an exception's traceback would keep the caller's buffer exported
@@ -661,10 +670,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await self._writer.take_turn()
                 try:
-                    await self._transport.wait_send_all_might_not_block()
+                    with trio.CancelScope() as self._idle_wait:
+                        await self._transport.wait_send_all_might_not_block()
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     self._wire.note_failure(error)
                 finally:
+                    self._idle_wait = None
                     self._writer.pass_turn()
             if not self._can_send():
                 raise await self._explained_send_error()
@@ -679,6 +690,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         what it has. Any other peer answers at once (RFC 6455, 5.5.1), and that closes the stream.
         `half_close_honoured` tells which of the two happened. The call does nothing if a Close has
         been sent before.
+
+        When both sides have ended their sending, a client waits for the server to end TCP, but no
+        longer than ``config.close_timeout`` seconds. Then the client closes its transport. What the
+        server has not read by then still arrives, as it does after the close of any TCP socket.
 
         Raises:
           trio.ClosedResourceError: this side has closed the stream.
@@ -703,6 +718,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     closing.close_is_due_by = trio.current_time() + self.config.close_timeout
                     self._alarm.ring()
                 while not (writer.close_written or closing.cannot_send_close()):
+                    if isinstance(protocol.verdict, AbnormalClosure):
+                        break  # the peer takes no more
                     await self._wait_for_change()
             is_given_up = isinstance(protocol.error, KeepaliveTimeout)
             if not writer.close_written or protocol.has_failed or is_given_up:
@@ -794,7 +811,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _interrupt_sender(self) -> None:
         """The peer takes no more: a frame that is under way helps nobody."""
-        if not self._wire.interrupt():
+        if self._idle_wait is not None:
+            self._idle_wait.cancel()
+        elif not self._wire.interrupt():
             self._closing.deadline = trio.current_time()
 
     async def _let_close_go_out(self) -> None:

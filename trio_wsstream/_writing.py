@@ -103,7 +103,7 @@ class Writer:
             self.turn_is_taken = False
         if self._wire.failure:
             self._changed()  # what is owed never goes out
-        else:
+        elif self._protocol.owes:
             self.flush_soon()
 
     @trio.lowlevel.enable_ki_protection
