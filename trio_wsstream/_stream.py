@@ -37,7 +37,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 from types import SimpleNamespace, TracebackType
 from typing import Final, final
 
@@ -56,7 +55,7 @@ from ._keepalive import Action, Keepalive
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
-from ._transport import Receive, adapt, why_broken
+from ._transport import Endpoints, Receive, adapt, why_broken
 from ._writing import Writer
 
 _logger = logging.getLogger(__name__)
@@ -126,6 +125,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_changed",
         "_clock",
         "_closing",
+        "_endpoints",
         "_has_unprocessed",
         "_is_reading",
         "_is_receiving",
@@ -146,9 +146,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "config",
         "connection",
         "handshake_headers",
-        "local",
         "path",
-        "remote",
         "state",
         "subprotocol",
     )
@@ -170,9 +168,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self.path: str | None = connection.path
         self.handshake_headers: tuple[tuple[bytes, bytes], ...] = connection.handshake_headers
         self.state: SimpleNamespace | None = None
-        self.local: Endpoint | str
-        self.remote: Endpoint | str
-        self.local, self.remote = endpoints(_takeover.transport_of(connection))
+        self._endpoints = Endpoints(_takeover.transport_of(connection))
         try:
             nursery.start_soon(self._run)
         except RuntimeError as error:
@@ -218,6 +214,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         side = "client" if self._protocol.client else "server"
         state = self.closed or self._closing.state
         return f"<trio_wsstream.WsByteStream {side}, peer {_shown_address(self.remote)}: {state}>"
+
+    @property
+    def local(self) -> Endpoint | str:
+        """The transport's address on this side."""
+        return self._endpoints.local
+
+    @property
+    def remote(self) -> Endpoint | str:
+        """The transport's address on the peer's side."""
+        return self._endpoints.remote
 
     @property
     def closed(self) -> StreamClosed | None:
@@ -984,23 +990,3 @@ def _shown_address(address: Endpoint | str) -> str:
         return address
     host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
     return f"{host}:{address.port}"
-
-
-def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | str]:
-    """The local and the remote address of ``transport``, or its `repr` twice if it has none.
-
-    Only TCP has addresses that an `Endpoint` can tell: those of Unix sockets are paths, or bytes
-    that the kernel makes up, and those of AF_VSOCK are numbers of machines.
-    """
-    beneath = transport
-    while isinstance(beneath, trio.SSLStream):
-        beneath = beneath.transport_stream
-    if isinstance(beneath, trio.SocketStream):
-        sock, is_ssl = beneath.socket, beneath is not transport
-        try:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                (host, port, *_), (peer, peer_port, *_) = sock.getsockname(), sock.getpeername()
-                return Endpoint(host, port, is_ssl), Endpoint(peer, peer_port, is_ssl)
-        except (OSError, AttributeError, NotImplementedError):  # not connected, or no real socket
-            pass
-    return repr(transport), repr(transport)
