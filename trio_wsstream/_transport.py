@@ -375,6 +375,19 @@ class SocketWire(_Wire):
             self._note_wait(now - since)
         return sent
 
+    async def aclose(self, deadline: float) -> None:
+        """Close the socket, and end TCP as `_Wire.aclose` does. This waits for nothing."""
+        await self.aclose_forcefully()
+
+    async def aclose_forcefully(self) -> None:
+        """Close the socket, and end TCP as `_Wire.aclose` does. This is no checkpoint.
+
+        `trio.SocketStream.aclose` does no more. But its checkpoint, and the cancel scope around it,
+        would take a tenth of the time in which a connection is opened and closed.
+        """
+        _shut_down(self._socket)
+        self._socket.close()
+
     def interrupt(self) -> bool:
         """Interrupt a `write` that waits for the peer: see `_Wire.interrupt`."""
         if self._wait is not None:
