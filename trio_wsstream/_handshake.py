@@ -49,7 +49,7 @@ from ._http import (
     is_host,
     refusal,
 )
-from ._transport import Endpoints
+from ._transport import Endpoints, adapt
 from ._version import VERSION
 
 Judge = Callable[["WsRequest"], Awaitable[tuple[str | None, Iterable[tuple[bytes, bytes]]]]]
@@ -112,7 +112,6 @@ class WsRequest(WebSocketRequest):
         super().__init__(_takeover.new_connection(transport, client=False), event)
         self.state = SimpleNamespace()
         self._transport = transport
-        self._endpoints = Endpoints(transport)
         (self._key,) = head.fields[b"sec-websocket-key"]
         self._trailing = trailing
         self._accepted: WebSocketConnection | None = None
@@ -192,7 +191,7 @@ class WsRequest(WebSocketRequest):
 
     async def _accept(self, subprotocol: str | None, response: bytes) -> WebSocketConnection:
         connection = self._accepted = self._connection
-        await self._transport.send_all(response)
+        await adapt(self._transport).write((response,))
         _takeover.open_connection(
             connection, self.path, subprotocol, tuple(self.headers), self._trailing
         )
@@ -201,12 +200,12 @@ class WsRequest(WebSocketRequest):
     @property
     def local(self) -> Endpoint | str:
         """The address of this side, as of `WsByteStream`."""
-        return self._endpoints.local
+        return Endpoints(self._transport).local
 
     @property
     def remote(self) -> Endpoint | str:
         """The address of the client, as of `WsByteStream`."""
-        return self._endpoints.remote
+        return Endpoints(self._transport).remote
 
     @property
     def _is_answered(self) -> bool:
@@ -245,7 +244,7 @@ async def accept(
       trio_websocket.HandshakeError: the client ended the connection.
       trio.ClosedResourceError: this side closed the transport meanwhile.
     """
-    reader = Reader(transport, h11.SERVER, max_header_size)
+    reader = Reader(adapt(transport), h11.SERVER, max_header_size)
     method = b""
     try:
         try:
@@ -434,7 +433,7 @@ def _encode_refusal(
 
 async def _send_refusal(transport: trio.abc.Stream, response: bytes) -> None:
     with contextlib.suppress(trio.BrokenResourceError):  # The client has hung up.
-        await transport.send_all(response)
+        await adapt(transport).write((response,))
 
 
 # The client's
@@ -519,9 +518,10 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
           within two seconds after the head, and at most 64 KiB.
       trio_websocket.HandshakeError: the handshake failed. The caller has to close the transport.
     """
-    reader = Reader(transport, h11.CLIENT, _MAX_RESPONSE)
+    wire = adapt(transport)
+    reader = Reader(wire, h11.CLIENT, _MAX_RESPONSE)
     try:
-        await transport.send_all(request.head)
+        await wire.write((request.head,))
         response = await reader.receive_response()
     except (NotHttp, HeadTooLong) as error:
         raise HandshakeError(_why_no_response(reader, error)) from None

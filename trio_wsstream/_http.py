@@ -29,6 +29,8 @@ import trio
 import trio_websocket
 from trio_websocket import HandshakeError
 
+from ._transport import SocketWire, StreamWire
+
 Headers = list[tuple[bytes, bytes]]
 
 TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
@@ -108,7 +110,7 @@ class Reader:
     """The HTTP that is received from a transport.
 
     Args:
-      transport (trio.abc.Stream): what to receive from.
+      wire (StreamWire or SocketWire): the transport, whose ``receive_some`` takes less time.
       role: this side's role, as h11 names it.
       max_header_size (int): how many bytes a head may have, however they are cut.
 
@@ -117,10 +119,10 @@ class Reader:
       trailing (bytes): what was received after the head.
     """
 
-    def __init__(self, transport: trio.abc.Stream, role: Any, max_header_size: int) -> None:
+    def __init__(self, wire: StreamWire | SocketWire, role: Any, max_header_size: int) -> None:
         self.start = b""
         self.trailing = b""
-        self._transport = transport
+        self._receive_some = wire.receive_some
         self._role = role
         self._max_header_size = max_header_size
         self._received = 0  # bytes
@@ -221,7 +223,10 @@ class Reader:
         return http
 
     async def _receive(self) -> bytes:
-        data = await self._transport.receive_some(_READ_SIZE)
+        try:
+            data = await self._receive_some(_READ_SIZE)
+        except OSError as error:
+            raise trio.BrokenResourceError(f"the transport broke: {error}") from error
         if not data:
             raise HandshakeError("the peer ended the connection in the opening handshake")
         self._received += len(data)

@@ -799,8 +799,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _let_close_go_out(self) -> None:
         """Let our Close go out that is due or under way, if it need not wait for that."""
         for _ in range(_SCHEDULE_POINTS):
-            if not self._writer.close_written and not self._wire.failure:
-                await trio.lowlevel.checkpoint()
+            if self._writer.close_written or self._wire.failure:
+                return
+            await trio.lowlevel.checkpoint()
 
     async def _close_transport(self) -> None:
         closing, protocol = self._closing, self._protocol
