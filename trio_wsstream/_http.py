@@ -122,7 +122,7 @@ class Reader:
     def __init__(self, wire: StreamWire | SocketWire, role: Any, max_header_size: int) -> None:
         self.start = b""
         self.trailing = b""
-        self._receive_some = wire.receive_some
+        self._wire = wire
         self._role = role
         self._max_header_size = max_header_size
         self._received = 0  # bytes
@@ -224,8 +224,10 @@ class Reader:
 
     async def _receive(self) -> bytes:
         try:
-            data = await self._receive_some(_READ_SIZE)
+            data = await self._wire.receive_some(_READ_SIZE)
         except OSError as error:
+            if not isinstance(self._wire, SocketWire):
+                raise  # A transport should not raise it: that is a bug.
             raise trio.BrokenResourceError(f"the transport broke: {error}") from error
         if not data:
             raise HandshakeError("the peer ended the connection in the opening handshake")

@@ -461,6 +461,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
                     with self._alarm.reading_until(wakes_at):
                         await self._read(self._read_size.of_task(self._protocol.unread.size))
+                        while self._awaits_end_of_tcp():
+                            await self._read(self._read_size.of_task(0))
                     self._alarm.stop_reading()
                     if self._is_receiving:
                         self._visited_at = trio.current_time()
@@ -475,6 +477,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         finally:
             if self.closed is None:
                 await self._close_forcefully()
+
+    def _awaits_end_of_tcp(self) -> bool:
+        """Whether this is a client, both Closes have passed, and the server is to end TCP."""
+        closing, protocol = self._closing, self._protocol
+        return (
+            closing.has_begun
+            and protocol.close_received is not None
+            and self._reads_at() == -math.inf
+            and not closing.is_over(trio.current_time())
+        )
 
     def _reads_at(self) -> float:
         """From when on it is the task's turn to read."""
