@@ -162,14 +162,14 @@ async def _meet_tcp() -> AsyncGenerator[Meeting, None]:
 @asynccontextmanager
 async def _meet_ours() -> AsyncGenerator[Meeting, None]:
     """With the handshakes of `open_ws_stream` and `WsListener`, in the tasks of the meeting."""
-    from trio_wsstream import WsByteStream, _handshake
+    from trio_wsstream import WsByteStream, _connecting, _handshake
 
     async def welcome(request: _handshake.WsRequest) -> tuple[None, tuple[()]]:
         return None, ()
 
     async def connect(port: int) -> End:
         request = _handshake.make_request(f"{HOST}:{port}", "/")
-        transport = await trio.open_tcp_stream(HOST, port)
+        transport = await _connecting.open_tcp(HOST, port, HOST)
         return WsByteStream(await _handshake.connect(transport, request), nursery)
 
     async def accept() -> End:

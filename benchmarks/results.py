@@ -117,7 +117,7 @@ TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "c2s-64k": (_to_tcp(0.80), Target(OURS, WEBSOCKETS_TRIO, 2)),
     "c2s-1m": (_to_tcp(0.95),),
     "rtt-32": (_to_tcp(1.10), Target(OURS, WEBSOCKETS_TRIO, 0.5)),
-    "connect": (Target(OURS, TRIO_WEBSOCKET, 0.9),),
+    "connect": (Target(OURS, TRIO_WEBSOCKET, 1.6),),
     "tls-s2c": (Target(TLS_OURS, TLS_TCP, 0.92),),
     "tls-c2s": (Target(TLS_OURS, TLS_TCP, 0.92),),
     "idle-memory": (Target(OURS, "", 28),),

@@ -16,7 +16,8 @@ import trio_websocket
 from trio_websocket import HandshakeError
 
 from trio_wsstream import _handshake, open_ws_stream
-from trio_wsstream._handshake import WsRequest, accept, make_request, reason_of, refusal
+from trio_wsstream._handshake import WsRequest, accept, make_request
+from trio_wsstream._http import ConnectionRejected, reason_of, refusal
 
 from .support.frames import BINARY, frame
 from .support.handshakes import CLIENT_HANDSHAKE, receive_head, request, server_handshake
@@ -618,6 +619,13 @@ async def test_an_error_about_a_header_does_not_tell_its_value(header: Any) -> N
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("host", [b"secret a", b"secret/a", b"me:secret@a", b"[::1]secret"])
+async def test_a_host_among_the_headers_must_be_a_host(host: bytes) -> None:
+    with pytest.raises(ValueError, match=r"Host must be a host, or a host and a port") as caught:
+        make_request("a", "/", (), [(b"Host", host)])
+    assert "secret" not in str(caught.value)
+
+
 # What a refusal says
 
 
@@ -627,9 +635,9 @@ async def test_an_error_about_a_header_does_not_tell_its_value(header: Any) -> N
         (trio_websocket.ConnectionRejected(403, (), None), "403 Forbidden"),
         (trio_websocket.ConnectionRejected(499, (), b"secret"), "499"),
         (refusal(403, "No."), "403 Forbidden: No."),
-        (_handshake.ConnectionRejected(403, (), b"", "Go Away"), "403 Go Away"),
+        (ConnectionRejected(403, (), b"", "Go Away"), "403 Go Away"),
         (
-            _handshake.ConnectionRejected(
+            ConnectionRejected(
                 302, ((b"location", b"https://me:secret@a/login?token=secret#secret"),), b""
             ),
             "302 Found, Location: https://a/login",
@@ -643,7 +651,7 @@ def test_a_refusal_is_told_in_words(
 
 
 def test_a_refusal_can_be_pickled() -> None:
-    before = _handshake.ConnectionRejected(403, ((b"a", b"b"),), b"c", "Go Away")
+    before = ConnectionRejected(403, ((b"a", b"b"),), b"c", "Go Away")
     after = pickle.loads(pickle.dumps(before))
     assert str(after) == str(before) == "403 Go Away"
     assert (after.status_code, after.headers, after.body) == (403, ((b"a", b"b"),), b"c")

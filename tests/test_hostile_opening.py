@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -399,6 +400,30 @@ async def test_an_endless_line_in_the_body_of_a_refusal_is_not_kept(
     error = await error_of(for_ever(REFUSAL + CHUNKED + b"2;", b"a" * 10_000, 0))
     assert isinstance(error, ConnectionRejected)
     assert (error.status_code, error.body) == (403, b"")
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        (b"Set-Cookie: secret\0\r\n", "illegal header line"),
+        (b"Content-Length: secret\r\n", "bad Content-Length"),
+        (b"Transfer-Encoding: secret\r\n", "Only Transfer-Encoding: chunked is supported"),
+        (b"secret\r\n", "illegal header line"),
+    ],
+)
+async def test_a_response_that_is_not_valid_tells_its_status_and_no_header(
+    head: bytes, text: str
+) -> None:
+    error = await error_of(answer(b"HTTP/1.1 503 Busy\r\n" + head + b"\r\n"))
+    assert str(error) == f"the server's response with status 503 is not valid HTTP/1.1: {text}"
+    assert "secret" not in "".join(traceback.format_exception(error))
+
+
+async def test_what_does_not_speak_http_is_told_by_how_it_begins() -> None:
+    error = await error_of(answer(b"SSH-2.0-OpenSSH_9.6\r\n"))
+    assert str(error) == (
+        "the server does not speak HTTP/1.1: its answer begins b'SSH-2.0-OpenSSH_'"
+    )
 
 
 async def test_the_text_of_a_refusal_tells_status_phrase_and_location() -> None:

@@ -432,5 +432,15 @@ def test_outside_of_trio_an_error_says_that_trio_is_needed(use: Any) -> None:
     asyncio.run(mistake())
 
 
+def test_a_listener_outside_of_trio_says_that_trio_is_needed() -> None:
+    async def make() -> WsListener:
+        async with trio.open_nursery() as nursery:
+            return WsListener(MemoryListener(), nursery)
+
+    listener = trio.run(make)
+    with pytest.raises(RuntimeError, match="needs Trio"):
+        asyncio.run(listener.accept())
+
+
 async def new_without_trio(connection: Any) -> WsByteStream:
     return WsByteStream(connection, None)  # type: ignore[arg-type]

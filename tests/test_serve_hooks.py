@@ -25,7 +25,7 @@ from trio_wsstream import (
     open_ws_stream,
     serve_ws,
 )
-from trio_wsstream._stream import endpoints
+from trio_wsstream._transport import Endpoints
 
 from .support.handshakes import CLIENT_HANDSHAKE, receive_head, request
 from .support.raw_peer import RawPeer
@@ -450,6 +450,36 @@ async def test_a_listener_with_no_port_says_so(tmp_path: Path) -> None:
         assert repr(unix).endswith("closed>")
 
 
+async def test_a_request_has_the_addresses_that_its_stream_has(tmp_path: Path) -> None:
+    requests: list[WsRequest] = []
+
+    async def keep(request: WsRequest) -> None:
+        await trio.lowlevel.checkpoint()
+        requests.append(request)
+
+    unix, connect = await unix_listener(tmp_path / "socket")
+    async with background() as nursery:
+        listener = WsListener(unix, nursery, accept=keep)
+        transport = await connect()
+        await transport.send_all(CLIENT_HANDSHAKE)
+        async with await listener.accept() as stream:
+            (request,) = requests
+            assert request.local == request.remote == stream.local == stream.remote
+            assert "SocketStream" in str(request.local)
+            await transport.aclose()
+        await listener.aclose()
+
+
+async def test_a_stream_knows_its_addresses_after_it_was_closed() -> None:
+    async with background() as nursery:
+        (listener,) = await nursery.start(partial(serve_ws, echo, "127.0.0.1", 0))
+        async with open_ws_stream(f"ws://127.0.0.1:{listener.port}") as stream:
+            pass
+        assert isinstance(stream.remote, Endpoint)
+        assert stream.remote.port == listener.port
+        assert stream.remote is stream.remote
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_serve_ws_serves_on_listeners_that_are_there(tls: bool, tmp_path: Path) -> None:
     unix, connect = await unix_listener(tmp_path / "socket")
@@ -517,6 +547,9 @@ async def test_a_bad_option_closes_the_listeners_that_were_given(tmp_path: Path)
         ({"port": 0, "allowed_origins": ["https://f\u00fc.de"]}, "xn--"),
         ({"port": 0, "allowed_origins": ["https://me@a"]}, "no client sends"),
         ({"port": 0, "allowed_origins": ["https://a "]}, "no client sends"),
+        ({"port": 0, "allowed_origins": ["https://a:65536"]}, "at most 65535"),
+        ({"port": 0, "allowed_origins": ["https://a:0443"]}, "no client sends"),
+        ({"port": 0, "allowed_origins": ["https://[zz]"]}, "no client sends"),
         ({"port": 0, "allowed_origins": [b"https://a"]}, "strings or None"),
     ],
 )
@@ -596,7 +629,8 @@ async def test_an_abstract_unix_socket_has_no_address_but_a_repr() -> None:
         accepted, _ = listening.accept()
         with accepted:
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(connecting))
-            assert endpoints(stream) == (repr(stream), repr(stream))
+            endpoints = Endpoints(stream)
+            assert (endpoints.local, endpoints.remote) == (repr(stream), repr(stream))
 
 
 async def test_a_socket_to_a_virtual_machine_has_no_address_but_a_repr() -> None:
@@ -614,4 +648,5 @@ async def test_a_socket_to_a_virtual_machine_has_no_address_but_a_repr() -> None
     with client, server:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
         stream.socket = Vsock()  # type: ignore[assignment]
-        assert endpoints(stream) == (repr(stream), repr(stream))
+        endpoints = Endpoints(stream)
+        assert (endpoints.local, endpoints.remote) == (repr(stream), repr(stream))

@@ -40,7 +40,7 @@ async def open_tcp(host: str, port: int, name: str) -> trio.SocketStream:
             return await _connect_ipv4(host, port)
         return await trio.open_tcp_stream(host, port)
     except OSError as error:
-        raise HandshakeError(f"cannot connect to {name}: {reason_of(error)}") from error
+        raise HandshakeError(f"cannot connect to {name}: {why_failed(error)}") from error
 
 
 def _is_ipv4(host: str) -> bool:
@@ -99,12 +99,12 @@ async def start_tls(
         elif cause is None or isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             why = "it ended the connection in the TLS handshake"
         else:
-            why = reason_of(cause)
+            why = why_failed(cause)
         raise HandshakeError(f"no TLS with {name}: {why}") from error
     return tls
 
 
-def reason_of(error: BaseException) -> str:
+def why_failed(error: BaseException) -> str:
     """Return in words why an operation of Trio has failed, with each reason once."""
     return "; ".join(dict.fromkeys(_reason(each) for each in _leaves(error)))
 

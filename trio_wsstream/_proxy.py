@@ -30,7 +30,7 @@ import h11
 import trio
 from trio_websocket import HandshakeError
 
-from ._connecting import authority_of, open_tcp, reason_of, start_tls
+from ._connecting import authority_of, open_tcp, start_tls, why_failed
 from ._errors import ProxyRejected
 from ._url import split_authority
 
@@ -309,7 +309,7 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
     try:
         stream = await client.connect(host, port, timeout=math.inf)
     except ProxyConnectionError as error:
-        why = reason_of(error.__cause__ or error)
+        why = why_failed(error.__cause__ or error)
         raise HandshakeError(f"cannot connect to the proxy {proxy.address}: {why}") from error
     except ProxyError as error:
         reason = str(error)
@@ -318,7 +318,7 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
         raise ProxyRejected(proxy.address, authority_of(host, port), None, reason) from error
     except OSError as error:  # With "socks5", this machine resolves the name.
         raise HandshakeError(
-            f"{host} is not known on this machine: {reason_of(error)}; "
+            f"{host} is not known on this machine: {why_failed(error)}; "
             "with socks5h:// the proxy resolves the name"
         ) from error
     except trio.BrokenResourceError as error:
@@ -329,7 +329,7 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
 
 
 def _broken(proxy: Proxy, error: trio.BrokenResourceError) -> HandshakeError:
-    return HandshakeError(f"the connection to the proxy {proxy.address} broke: {reason_of(error)}")
+    return HandshakeError(f"the connection to the proxy {proxy.address} broke: {why_failed(error)}")
 
 
 class _AfterHead(trio.abc.ReceiveStream):

@@ -46,17 +46,11 @@ from ._checks import (
     check_trio,
 )
 from ._config import StreamConfig, check_config
-from ._handshake import (
-    Headers,
-    HttpAnswered,
-    HttpHook,
-    WsRequest,
-    check_subprotocols,
-    reason_of,
-    refusal,
-)
+from ._handshake import HttpAnswered, HttpHook, WsRequest, check_subprotocols
+from ._http import Headers, reason_of, refusal
 from ._open import open_nursery
-from ._stream import WsByteStream, endpoints, is_end_of
+from ._stream import WsByteStream, is_end_of
+from ._transport import Endpoints
 
 AcceptHook = Callable[[WsRequest], Awaitable[Iterable[tuple[bytes, bytes]] | None]]
 RefusedHook = Callable[[Endpoint | str, int | None, str], object]
@@ -86,7 +80,7 @@ class _Pending:
       origin (str or None): the Origin header of the request, once it is known.
     """
 
-    remote: Endpoint | str
+    endpoints: Endpoints
     began_at: float
     scope: trio.CancelScope
     why: str
@@ -111,7 +105,7 @@ class _Pending:
 
     def __str__(self) -> str:
         said = "" if self.path is None else f", path {self.path!r}, origin {self.origin!r}"
-        return f"{self.remote}{said}"
+        return f"{self.endpoints.remote}{said}"
 
 
 class WsListener(trio.abc.Listener[WsByteStream]):
@@ -250,6 +244,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
           trio.BusyResourceError: another task is in `accept`.
           OSError: from the ``accept`` of the transport listener. `trio.serve_listeners` handles it.
         """
+        check_trio()
         if self._is_accepting:
             raise trio.BusyResourceError("another task is accepting on this listener")
         self._is_accepting = True
@@ -319,7 +314,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     async def _begin(self, transport: trio.abc.Stream) -> None:
         now = trio.current_time()
         pending = _Pending(
-            remote=endpoints(transport)[1],
+            endpoints=Endpoints(transport),
             began_at=now,
             scope=trio.CancelScope(deadline=now + self._connect_timeout),
             why=f"the opening handshake took more than {self._connect_timeout} seconds",
@@ -394,7 +389,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         _logger.debug("refused %s: %s (%s)", pending, status or "no response", reason)
         if self._on_refused is not None:
             try:
-                self._on_refused(pending.remote, status, reason)
+                self._on_refused(pending.endpoints.remote, status, reason)
             except Exception:
                 _logger.exception("on_refused of a WsListener raised")
 
@@ -438,12 +433,12 @@ def _path_of(target: str) -> str:
       ValueError: the target is neither a path nor the URL of a WebSocket.
     """
     if "#" in target:
-        raise ValueError(f"{target!r} has a fragment")
+        raise ValueError("the target has a fragment")
     if target.startswith("/"):
         return target.partition("?")[0]
     url = urlsplit(target)  # A whole URL is allowed too (RFC 6455, 4.2.1).
     if url.scheme not in ("http", "https", "ws", "wss") or not url.hostname:
-        raise ValueError(f"{target!r} is no URL of a WebSocket")
+        raise ValueError("the target is no URL of a WebSocket")
     return url.path or "/"
 
 
@@ -474,8 +469,9 @@ def _checked_count(name: str, value: int) -> int:
     return value
 
 
-_ORIGIN: Final = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#@\s:A-Z*]+(:[0-9]+)?")
-_IPV6_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://\[[0-9a-f:.]+\](:[0-9]+)?")
+_ORIGIN: Final = re.compile(
+    r"null|file://|[a-z][a-z0-9+.-]*://(?:[^]/?#@\s:A-Z*[]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
+)
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
@@ -504,8 +500,10 @@ def _check_origin(origin: str) -> None:
         hint = "; write the host as browsers send it, in ASCII (xn--...)"
     elif origin.endswith(_DEFAULT_PORTS.get(scheme, "\n")):
         hint = f"; browsers leave out the port that is the default of {scheme}"
-    elif not (_ORIGIN.fullmatch(origin) or _IPV6_ORIGIN.fullmatch(origin) or origin == "file://"):
+    elif (match := _ORIGIN.fullmatch(origin)) is None:
         hint = ", all in small letters, with no path and no slash at the end"
+    elif int(match[1] or 0) > 65535:
+        hint = "; a port is at most 65535"
     else:
         return
     raise ValueError(

@@ -37,7 +37,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 from types import SimpleNamespace, TracebackType
 from typing import Final, final
 
@@ -56,7 +55,7 @@ from ._keepalive import Action, Keepalive
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
-from ._transport import Receive, adapt, why_broken
+from ._transport import Endpoints, Receive, adapt, why_broken
 from ._writing import Writer
 
 _logger = logging.getLogger(__name__)
@@ -126,6 +125,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_changed",
         "_clock",
         "_closing",
+        "_endpoints",
         "_has_unprocessed",
         "_idle_wait",
         "_is_reading",
@@ -147,9 +147,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "config",
         "connection",
         "handshake_headers",
-        "local",
         "path",
-        "remote",
         "state",
         "subprotocol",
     )
@@ -171,9 +169,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self.path: str | None = connection.path
         self.handshake_headers: tuple[tuple[bytes, bytes], ...] = connection.handshake_headers
         self.state: SimpleNamespace | None = None
-        self.local: Endpoint | str
-        self.remote: Endpoint | str
-        self.local, self.remote = endpoints(_takeover.transport_of(connection))
+        self._endpoints = Endpoints(_takeover.transport_of(connection))
         try:
             nursery.start_soon(self._run)
         except RuntimeError as error:
@@ -220,6 +216,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         side = "client" if self._protocol.client else "server"
         state = self.closed or self._closing.state
         return f"<trio_wsstream.WsByteStream {side}, peer {_shown_address(self.remote)}: {state}>"
+
+    @property
+    def local(self) -> Endpoint | str:
+        """The transport's address on this side."""
+        return self._endpoints.local
+
+    @property
+    def remote(self) -> Endpoint | str:
+        """The transport's address on the peer's side."""
+        return self._endpoints.remote
 
     @property
     def closed(self) -> StreamClosed | None:
@@ -460,6 +466,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
                     with self._alarm.reading_until(wakes_at):
                         await self._read(self._read_size.of_task(self._protocol.unread.size))
+                        while self._awaits_end_of_tcp():
+                            await self._read(self._read_size.of_task(0))
                     self._alarm.stop_reading()
                     if self._is_receiving:
                         self._visited_at = trio.current_time()
@@ -474,6 +482,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         finally:
             if self.closed is None:
                 await self._close_forcefully()
+
+    def _awaits_end_of_tcp(self) -> bool:
+        """Whether this is a client, both Closes have passed, and the server is to end TCP."""
+        closing, protocol = self._closing, self._protocol
+        return (
+            closing.has_begun
+            and protocol.close_received is not None
+            and self._reads_at() == -math.inf
+            and not closing.is_over(trio.current_time())
+        )
 
     def _reads_at(self) -> float:
         """From when on it is the task's turn to read."""
@@ -819,8 +837,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _let_close_go_out(self) -> None:
         """Let our Close go out that is due or under way, if it need not wait for that."""
         for _ in range(_SCHEDULE_POINTS):
-            if not self._writer.close_written and not self._wire.failure:
-                await trio.lowlevel.checkpoint()
+            if self._writer.close_written or self._wire.failure:
+                return
+            await trio.lowlevel.checkpoint()
 
     async def _close_transport(self) -> None:
         closing, protocol = self._closing, self._protocol
@@ -1010,23 +1029,3 @@ def _shown_address(address: Endpoint | str) -> str:
         return address
     host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
     return f"{host}:{address.port}"
-
-
-def endpoints(transport: trio.abc.Stream) -> tuple[Endpoint | str, Endpoint | str]:
-    """The local and the remote address of ``transport``, or its `repr` twice if it has none.
-
-    Only TCP has addresses that an `Endpoint` can tell: those of Unix sockets are paths, or bytes
-    that the kernel makes up, and those of AF_VSOCK are numbers of machines.
-    """
-    beneath = transport
-    while isinstance(beneath, trio.SSLStream):
-        beneath = beneath.transport_stream
-    if isinstance(beneath, trio.SocketStream):
-        sock, is_ssl = beneath.socket, beneath is not transport
-        try:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                (host, port, *_), (peer, peer_port, *_) = sock.getsockname(), sock.getpeername()
-                return Endpoint(host, port, is_ssl), Endpoint(peer, peer_port, is_ssl)
-        except (OSError, AttributeError, NotImplementedError):  # not connected, or no real socket
-            pass
-    return repr(transport), repr(transport)

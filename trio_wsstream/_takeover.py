@@ -140,7 +140,7 @@ def check(connection: WebSocketConnection) -> None:
     if not isinstance(connection, WebSocketConnection):
         hint = ": await its accept()" if isinstance(connection, WebSocketRequest) else ""
         raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}{hint}")
-    with _refusing_unknown_versions():
+    with _REFUSING_UNKNOWN_VERSIONS:
         if isinstance(connection._wsproto, _StandIn):
             raise TakeoverError("the connection has been taken over before")
         if not connection._open_handshake.is_set():
@@ -225,13 +225,21 @@ def _has_known_wsproto(inner: Any) -> bool:
     )
 
 
-@contextlib.contextmanager
-def _refusing_unknown_versions() -> Iterator[None]:
-    """Turn the errors of a block that misses a part into a `TakeoverError`."""
-    try:
-        yield
-    except (AttributeError, TypeError) as error:
-        raise TakeoverError(f"{_versions()}: {error}") from error
+class _RefusingUnknownVersions:
+    """Turns the errors of a block that misses a part into a `TakeoverError`.
+
+    Each connection enters three of these, so it is no generator, which would take longer.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, AttributeError | TypeError):
+            raise TakeoverError(f"{_versions()}: {error}") from error
+
+
+_REFUSING_UNKNOWN_VERSIONS: Final = _RefusingUnknownVersions()
 
 
 def _versions() -> str:
@@ -489,7 +497,7 @@ def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConn
     Raises:
       TakeoverError: this version of trio-websocket or wsproto is not known.
     """
-    with _refusing_unknown_versions():
+    with _REFUSING_UNKNOWN_VERSIONS:
         # WSConnection.__init__ would make a handshake of its own, so it is not called.
         inner = wsproto.WSConnection.__new__(wsproto.WSConnection)
         inner.client = client
@@ -526,7 +534,7 @@ def open_connection(
     """
     inner = connection._wsproto
     kind = wsproto.ConnectionType.CLIENT if inner.client else wsproto.ConnectionType.SERVER
-    with _refusing_unknown_versions():
+    with _REFUSING_UNKNOWN_VERSIONS:
         inner.connection = wsproto.connection.Connection(kind, [], received)
     connection._path = path
     connection._subprotocol = subprotocol
