@@ -17,6 +17,10 @@ from .support.transports import CLIENT_TLS, SERVER_TLS
 DATA = bytes(range(256)) * 2000
 
 
+NO_DESCRIPTOR = 1_000_000
+"""What such a socket may say, as Trio asks for its descriptor to see whether it is closed."""
+
+
 class Flipped(trio.socket.SocketType):
     """A socket that sends and receives every byte flipped, over another, and has no descriptor."""
 
@@ -37,9 +41,10 @@ class Flipped(trio.socket.SocketType):
         return bool(self._inner.did_shutdown_SHUT_WR)
 
     def fileno(self) -> int:
-        if self._inner.fileno() == -1:
-            return -1
-        raise NotImplementedError("no descriptor")
+        return -1 if self._inner.fileno() == -1 else NO_DESCRIPTOR
+
+    async def wait_writable(self) -> None:
+        await self._inner.wait_writable()
 
     async def send(self, data: Any, flags: int = 0) -> int:
         sent = await self._inner.send(flipped(bytes(data)))

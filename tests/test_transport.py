@@ -183,6 +183,21 @@ async def test_without_os_writev_a_socket_is_written_like_any_other_stream(
         assert isinstance(adapt(ours), StreamWire)
 
 
+async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing() -> None:
+    ours, theirs = await memory_transport()
+    wire = adapt(ours)
+    assert isinstance(wire, StreamWire)
+    wire.limit = 1000  # as of a slow line
+    ours.send_stream.wait_send_all_might_not_block_hook = trio.sleep_forever  # type: ignore[attr-defined]
+    with trio.move_on_after(0.01) as scope:
+        await wire.write((b"header", b"payload"))
+    assert scope.cancelled_caught
+    assert not wire.failure
+    ours.send_stream.wait_send_all_might_not_block_hook = None  # type: ignore[attr-defined]
+    await wire.write((b"header", b"payload"))
+    assert await theirs.receive_some() == b"headerpayload"
+
+
 # Sockets: reading
 
 
