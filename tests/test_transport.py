@@ -16,7 +16,7 @@ from trio_wsstream._masking import apply_mask
 from trio_wsstream._transport import SocketWire, StreamWire, adapt, why_broken
 
 from .support.tasks import CancelAtStep
-from .support.transports import memory_transport, unix_transport
+from .support.transports import memory_transport, tls_transport, unix_transport
 
 LONG = bytes(range(256)) * 200
 """More than a socket of `unix_transport` takes at once."""
@@ -183,19 +183,24 @@ async def test_without_os_writev_a_socket_is_written_like_any_other_stream(
         assert isinstance(adapt(ours), StreamWire)
 
 
-async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing() -> None:
-    ours, theirs = await memory_transport()
+async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = await tls_transport()
     wire = adapt(ours)
     assert isinstance(wire, StreamWire)
     wire.limit = 1000  # as of a slow line
-    ours.send_stream.wait_send_all_might_not_block_hook = trio.sleep_forever  # type: ignore[attr-defined]
-    with trio.move_on_after(0.01) as scope:
+    with monkeypatch.context() as clogged, trio.move_on_after(0.01) as scope:
+        clogged.setattr(
+            trio.SSLStream, "wait_send_all_might_not_block", lambda _: trio.sleep_forever()
+        )
         await wire.write((b"header", b"payload"))
     assert scope.cancelled_caught
     assert not wire.failure
-    ours.send_stream.wait_send_all_might_not_block_hook = None  # type: ignore[attr-defined]
     await wire.write((b"header", b"payload"))
     assert await theirs.receive_some() == b"headerpayload"
+    await trio.aclose_forcefully(ours)
+    await trio.aclose_forcefully(theirs)
 
 
 # Sockets: reading
