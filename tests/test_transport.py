@@ -190,10 +190,12 @@ async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
     wire = adapt(ours)
     assert isinstance(wire, StreamWire)
     wire.limit = 1000  # as of a slow line
+
+    async def wait_for_ever(_: object) -> None:
+        await trio.sleep_forever()
+
     with monkeypatch.context() as clogged, trio.move_on_after(0.01) as scope:
-        clogged.setattr(
-            trio.SSLStream, "wait_send_all_might_not_block", lambda _: trio.sleep_forever()
-        )
+        clogged.setattr(trio.SSLStream, "wait_send_all_might_not_block", wait_for_ever)
         await wire.write((b"header", b"payload"))
     assert scope.cancelled_caught
     assert not wire.failure
