@@ -1,22 +1,25 @@
-"""What bytes from the peer mean, what is owed to the peer, who has closed. No I/O, no Trio.
+"""What bytes from the peer mean, what this side owes the peer, who has closed. No I/O, no Trio.
 
-Theory of operation. Everything follows from a few facts, each set in one place and never
-unset: `close_received` and `close_sent` (RFC 6455, 5.5.1 and 7.1), the `error` with which this
-side failed the connection, and whether TCP has ended.
+Theory of operation. Everything follows from a few facts. Each fact is set in one place and never
+unset: the two Closes (`close_received` and `close_sent`; RFC 6455, 5.5.1 and 7.1), the `error` that
+broke the connection, and whether TCP has ended.
 
-*What the reader is told at the end* is settled by the first of: the peer's Close, an error,
-the end of TCP (`ended`, `verdict`). Whatever comes in afterwards is dropped undecoded.
+*What the reader is told at the end* (`ended`, `verdict`) is settled by whichever comes first: the
+peer's Close, an error, or the end of TCP. Data that comes after that is dropped.
 
-*What the peer is owed* is kept until `data_to_send` asks for it: Pings of this side, Pongs,
-then a Close, which ends it all. A Pong that was not sent in time is let go when 64 newer ones
-wait (5.5.3), so a flood of pings takes no memory. A Close counts as sent once it is encoded.
+*What this side owes the peer* is kept until `data_to_send` asks for it: Pings, then Pongs, then a
+Close. Nothing follows a Close but the control frames of a half-closed end. When 64 newer Pongs
+wait, the oldest is dropped (5.5.3), so a flood of Pings takes no memory. A Close counts as sent as
+soon as it is encoded.
 
-*A half-close* is a Close 1000 with the reason ``half-close``. A peer that knows the convention
-holds its answer back (`answer_is_deferred`) and goes on sending; to any other it is a Close like
-others.
+*A half-close* is a Close 1000 with the reason ``half-close``. A `WsByteStream` that receives it
+defers its answer (`answer_is_deferred`), goes on sending, and says so with a Pong whose payload is
+`ANSWER_DEFERRED`. The half-closed end that has read this word (`peer_defers_answer`) goes on
+sending Pings and Pongs, which 5.5.1 allows. To any other peer a half-close is a Close like any
+other, so nothing is sent after it.
 
-Events come out of `next_event` one by one, in the order of the wire, and decoding waits for
-the reader between them.
+`next_event` returns the events one by one, in the order of the wire. It decodes nothing more before
+it is called again, so its caller can make a peer wait.
 """
 
 from __future__ import annotations
@@ -113,7 +116,7 @@ class Ping:
 
 
 class ReceiveBuffer:
-    """Payload that nobody has received yet. Adding and taking cost no more than a copy.
+    """Payload that no caller has received yet. Adding and taking cost no more than a copy.
 
     The pieces are a list, here and below, because an empty deque takes 700 bytes of every stream.
     """
@@ -138,7 +141,7 @@ class ReceiveBuffer:
             self._pieces.append(piece)
 
     def take(self, max_bytes: int | None) -> bytes | bytearray:
-        """At most ``max_bytes`` bytes of what there is, or all."""
+        """Take at most ``max_bytes`` bytes; None: take everything."""
         if (
             len(self._pieces) == 1
             and not self._taken
@@ -303,8 +306,9 @@ class Protocol:
         return self._decoder.left
 
     def receive_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """The payload of what came from the peer if it is one binary message, no more and no
-        less: then there is nothing to decode. Else None, and it is for `receive_data`.
+        """Return the payload of ``data`` if that is exactly one whole binary message.
+
+        Otherwise return None, and give ``data`` to `receive_data`.
         """
         if self.ended or not self.is_receiving:
             return None
@@ -314,7 +318,7 @@ class Protocol:
         return message
 
     def receive_eof(self, why: str = "the transport ended") -> None:
-        """TCP has ended, or broke."""
+        """Note that TCP has ended or broken, and why."""
         if self.tcp_ended:
             return
         self.tcp_ended = True
@@ -382,11 +386,11 @@ class Protocol:
             self.unread.add([payload])
 
     def _note_deferral(self) -> None:
-        """The peer says that it defers its answer to our half-close.
+        """Note that the peer defers its answer to our half-close.
 
-        The peer is to hear from us, so that it knows that we go on speaking; but not at once. When
-        its answer is short, the peer, or a proxy, may close TCP meanwhile. A frame of ours that
-        comes then resets TCP, and what we have not read yet is lost.
+        The peer should hear from us soon, so that it knows that we go on sending control frames. It
+        must not be at once: if the answer is short, the peer or a proxy may have closed TCP by
+        then. A frame of ours would then reset TCP, and what we have not read yet would be lost.
         """
         if not self.peer_defers_answer:
             self.peer_defers_answer = True
@@ -453,7 +457,12 @@ class Protocol:
     # What goes out
 
     def ping(self, payload: bytes, wake: Callable[[], object] = _do_nothing) -> Ping:
-        """Owe a Ping. It stays in `pings` until it is answered, or never can be."""
+        """Add a Ping to what is owed. It stays in `pings` until it is settled.
+
+        Args:
+          payload: at most 125 bytes.
+          wake: is called when the Ping is answered, or when it cannot be answered any more.
+        """
         if payload in self.pings:
             raise ValueError(f"a ping with the payload {shown(payload)} is already in flight")
         self.pings[payload] = ping = Ping(wake)
@@ -467,7 +476,7 @@ class Protocol:
         return bool(self._pings_owed)
 
     def heartbeat(self) -> None:
-        """Owe an unsolicited Pong, as a sign of life (5.5.3)."""
+        """Add an unsolicited Pong to what is owed, as a sign of life (5.5.3)."""
         self._owe_pong(HEARTBEAT)
 
     def _owe_pong(self, payload: bytes) -> None:
@@ -497,12 +506,12 @@ class Protocol:
         return self.can_send or self.peer_defers_answer
 
     def close(self, close: Close) -> None:
-        """Owe a Close, unless one has been sent or is owed, or what went before it was cut off."""
+        """Add a Close to what is owed, unless one has been sent, or is owed, or TCP has ended."""
         if self.close_sent is None and self._close_owed is None and not self.tcp_ended:
             self._owe_close(close)
 
     def stop_receiving(self) -> None:
-        """Drop what was not received, and all that still comes."""
+        """Drop the payload that no caller has received, and all that still comes."""
         self.is_receiving = False
         self.unread.clear()
 
@@ -515,15 +524,15 @@ class Protocol:
         self.owes = True  # the end of TCP, if no Close
 
     def fail_to_send(self, why: str) -> bool:
-        """Nothing more can be sent. What the peer still sends can be read all the same.
+        """Note that nothing more can be sent. What the peer still sends can be read all the same.
 
         Returns:
-          Whether that is new, and there is an event that tells of it.
+          Whether there is an event that tells of it.
         """
         self._forget_pings()
         is_over = self.close_received is not None and not self.answer_is_deferred
         if is_over or self.error is not None or self._loss is not None or self.tcp_ended:
-            return False  # nobody misses the answer to a Close
+            return False  # the connection is over, or its error has been told
         self._loss = ConnectionLost(why)
         self._events.append(ErrorOccurred(self._loss))
         return True
@@ -556,7 +565,7 @@ class Protocol:
         self._forget_pings()
 
     def data_to_send(self) -> bytes:
-        """The frames that are owed; the Close last, and nothing after it."""
+        """Return the frames that are owed, and owe nothing any more. A Close comes last."""
         frames: list[Buffer] = []
         if self.may_send_control:
             for owed, opcode in ((self._pings_owed, PING), (self._pongs_owed, PONG)):
@@ -579,7 +588,9 @@ class Protocol:
         return b"".join(frames)
 
     def _says_deferral_before(self, close: Close) -> bool:
-        """Under REQUIRE a clean Close of ours must not look like an answer of another library."""
+        """Whether the word goes before a Close: under REQUIRE a clean Close of ours must not look
+        like the answer of another library.
+        """
         return (
             self._config.half_close is HalfClose.REQUIRE
             and close.code == 1000
@@ -587,8 +598,8 @@ class Protocol:
         )
 
     def encode_long_message(self, payload: memoryview) -> tuple[bytes, memoryview, bytes]:
-        """A binary message that is too long to be masked at once: its header, its payload as it
-        is, and the masking key, ``b""`` if there is none.
+        """Return header, unmasked payload and masking key (``b""`` for none) of a binary message
+        that is too long to be masked at once.
         """
         if self._logs:
             self._log_message(payload)
@@ -609,14 +620,14 @@ class Protocol:
     # How it ended
 
     def abandon(self) -> None:
-        """This side closes the transport: nothing more can be sent, and nothing comes."""
+        """Note that this side closes the transport: nothing more can be sent or received."""
         self.tcp_ended = True
         self.can_send = False
         self.ended = True
         self._forget_pings()
 
     def closed(self, *, close_written: bool) -> StreamClosed:
-        """The last event, as things stand (7.1.4, 7.1.5, 7.1.6)."""
+        """Return the last event as things stand (7.1.4, 7.1.5, 7.1.6)."""
         code, reason = self.close_received or Close(1006, "")
         clean = self.close_received is not None and close_written
         clean = clean and not isinstance(self.error, KeepaliveTimeout)  # ours has gone nowhere
