@@ -917,10 +917,14 @@ async def test_a_password_is_in_no_log_line_and_no_repr(caplog: pytest.LogCaptur
     assert "s3cret" not in repr(Proxy("http", "proxy", 1, "me", "s3cret"))
 
 
-def test_an_import_does_not_bring_in_what_only_proxies_need() -> None:
+def test_an_import_does_not_bring_in_what_may_not_be_needed() -> None:
+    rooms = [f"trio_wsstream._{name}" for name in ("bridge", "handshake", "open", "proxy", "serve")]
+    names = ["urllib.request", "python_socks", *rooms]
     code = (
         "import sys, trio_wsstream; "
-        "print([name for name in ('urllib.request', 'python_socks') if name in sys.modules])"
+        f"print([name for name in {names} if name in sys.modules]); "
+        "print(set(trio_wsstream.__all__) <= set(dir(trio_wsstream))); "
+        "print(all(hasattr(trio_wsstream, name) for name in trio_wsstream.__all__))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert said.stdout == "[]\n"
+    assert said.stdout == "[]\nTrue\nTrue\n"

@@ -1,8 +1,8 @@
 """A WebSocket as a Trio byte stream."""
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from ._bridge import BridgeDirection, BridgeEnd, BridgeResult, bridge
 from ._config import HalfClose, StreamConfig, TextPolicy
 from ._errors import (
     AbnormalClosure,
@@ -25,12 +25,13 @@ from ._events import (
     TextReceived,
     WsEvent,
 )
-from ._handshake import WsRequest
-from ._open import open_ws_stream, wrap_websocket
 from ._stream import WsByteStream
 from ._version import VERSION
 
 if TYPE_CHECKING:
+    from ._bridge import BridgeDirection, BridgeEnd, BridgeResult, bridge
+    from ._handshake import WsRequest
+    from ._open import open_ws_stream, wrap_websocket
     from ._serve import WsListener, serve_ws
 
 __all__ = [
@@ -69,15 +70,30 @@ __all__ = [
 __version__ = VERSION
 
 
-def __getattr__(name: str) -> object:
-    """A client needs no server: it is imported when it is asked for (PEP 562)."""
-    if name in ("WsListener", "serve_ws"):
-        from . import _serve
+_LATER: Final = {
+    "_bridge": ("BridgeDirection", "BridgeEnd", "BridgeResult", "bridge"),
+    "_handshake": ("WsRequest",),
+    "_open": ("open_ws_stream", "wrap_websocket"),
+    "_serve": ("WsListener", "serve_ws"),
+}
+"""The modules that are imported when somebody asks for one of these names (PEP 562).
 
-        for each in "WsListener", "serve_ws":
-            _found_here(each, getattr(_serve, each))
-        return globals()[name]
+A client needs no server, and a program that opens its connections itself needs none of them.
+"""
+
+
+def __getattr__(name: str) -> object:
+    for module_name, names in _LATER.items():
+        if name in names:
+            module = import_module(f".{module_name}", __name__)
+            for each in names:
+                _found_here(each, getattr(module, each))
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _found_here(name: str, public: Any) -> None:

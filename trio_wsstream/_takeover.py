@@ -27,6 +27,7 @@ read loses nothing. Closing the transport wakes every task that waits in it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 from collections import OrderedDict
@@ -416,13 +417,18 @@ class Takeover:
 
         What is left is part of no reference cycle, so it is freed as soon as nobody holds it.
         """
-        self._connection._close_reason = CloseReason(code, reason or None)
+        self._connection._close_reason = _close_reason(code, reason or None)
         self._connection._aclose = _do_nothing  # type: ignore[assignment, method-assign]
         self._drop = _do_nothing
 
 
 async def _do_nothing(*_: object) -> None:
     pass
+
+
+@functools.lru_cache(maxsize=8)  # Most are alike, and each takes longer to make than to find.
+def _close_reason(code: int, reason: str | None) -> CloseReason:
+    return CloseReason(code, reason)
 
 
 def _is_reading(inner: wsproto.WSConnection) -> bool:

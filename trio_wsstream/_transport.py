@@ -535,8 +535,10 @@ def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
 
 
 def _shut_down(sock: trio.socket.SocketType) -> None:
-    with contextlib.suppress(OSError):  # The connection may have ended already.
+    try:
         sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # The connection has ended already.
 
 
 def _acknowledges(sock: trio.socket.SocketType) -> bool:
