@@ -115,6 +115,10 @@ class Ping:
         self.wake = wake
 
 
+_NO_PINGS: Final[OrderedDict[bytes, Ping]] = OrderedDict()
+"""Shared by all that have no ping in flight, as an empty one takes 128 bytes; nobody changes it."""
+
+
 class ReceiveBuffer:
     """Payload that no caller has received yet. Adding and taking cost no more than a copy.
 
@@ -271,7 +275,7 @@ class Protocol:
         self.can_send = close_sent is None
         self.owes = False
         self.is_receiving = True  # payload is kept; False once this side has closed
-        self.pings: OrderedDict[bytes, Ping] = OrderedDict()
+        self.pings = _NO_PINGS
         self.steps_left = -1
         self.encode_message = _ENCODERS[client]
         self._name = name
@@ -448,11 +452,14 @@ class Protocol:
             earlier, ping = self.pings.popitem(last=False)
             ping.is_answered = True
             ping.wake()
+        if not self.pings:
+            self.pings = _NO_PINGS
 
     def _forget_pings(self) -> None:
         """The pings in flight will not be answered."""
         while self.pings:
             self.pings.popitem()[1].wake()
+        self.pings = _NO_PINGS
 
     # What goes out
 
@@ -465,6 +472,8 @@ class Protocol:
         """
         if payload in self.pings:
             raise ValueError(f"a ping with the payload {shown(payload)} is already in flight")
+        if self.pings is _NO_PINGS:
+            self.pings = OrderedDict()
         self.pings[payload] = ping = Ping(wake)
         self._pings_owed.append(payload)
         self.owes = True

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable
+from typing import Final
 
 import trio
 
@@ -114,6 +115,11 @@ class _Subscription:
         self._send.close()
 
 
+# Most streams have no subscribers, so all of these share their empty lists, which nobody changes.
+_NOBODY: Final[list[_Subscription]] = []
+_NOTHING: Final[list[tuple[_Subscription, WsEvent]]] = []
+
+
 class Subscriptions:
     """The subscribers of one stream.
 
@@ -124,8 +130,8 @@ class Subscriptions:
     __slots__ = ("_all", "_has_backpressure", "_scope", "_sending_to", "_waiting", "is_waiting")
 
     def __init__(self) -> None:
-        self._all: list[_Subscription] = []
-        self._waiting: list[tuple[_Subscription, WsEvent]] = []
+        self._all = _NOBODY
+        self._waiting = _NOTHING
         self._has_backpressure = True  # as long as subscribers may hold up the stream
         self._scope: trio.CancelScope | None = None  # of the task in deliver_waiting
         self._sending_to: _Subscription | None = None  # while that task sends
@@ -173,7 +179,7 @@ class Subscriptions:
         for subscription in self._all:
             if not subscription.offer(event):
                 if may_wait:
-                    self._waiting.append((subscription, event))
+                    self._waiting = [*self._waiting, (subscription, event)]
                     self.is_waiting = True
                 else:
                     subscription.force(event)
@@ -209,7 +215,7 @@ class Subscriptions:
             subscription.backpressure = False
         for subscription, event in self._waiting:
             subscription.offer(event)
-        self._waiting.clear()
+        self._waiting = _NOTHING
         self.is_waiting = False
 
     def end(self, last: StreamClosed) -> None:
@@ -217,4 +223,4 @@ class Subscriptions:
         self.stop_backpressure()
         for subscription in self._all:
             subscription.end(last)
-        self._all.clear()
+        self._all = _NOBODY
