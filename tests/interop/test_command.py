@@ -26,7 +26,7 @@ from ..support.programs import LIMIT, TUNNEL, free_port, port_of, running, tunne
 from ..support.receiving import receive_all
 from ..support.tasks import background
 from ..support.transports import AUTHORITY
-from .peer import missing, need_module, need_program
+from .peer import built_peer, missing, need_module, need_program
 
 DATA = os.urandom(3_000_000)
 
@@ -409,14 +409,14 @@ async def test_tinyproxy_between(tmp_path: Path) -> None:
 # Other tunnels at the other end
 
 
-def websocat() -> str:
-    return need_program("websocat", "cargo install websocat --version 1.14.1 --locked")
+def websocat() -> list[str | Path]:
+    return built_peer("rust", "websocat")
 
 
 async def test_websocat_serves() -> None:
     async with echo() as address:
         port = free_port()
-        command = [websocat(), "--binary", f"ws-l:127.0.0.1:{port}", f"tcp:{address}"]
+        command = [*websocat(), "--binary", f"ws-l:127.0.0.1:{port}", f"tcp:{address}"]
         async with running([*command, "-v"], "Listening|serving"):
             await ask_through(f"ws://127.0.0.1:{port}/")
 
@@ -425,7 +425,7 @@ async def test_websocat_connects() -> None:
     async with echo() as address, tunnel("serve", "0", address) as serving:
         url = f"ws://127.0.0.1:{await port_of(serving)}/"
         port = free_port()
-        command = [websocat(), "-v", "--binary", f"tcp-l:127.0.0.1:{port}", url]
+        command = [*websocat(), "-v", "--binary", f"tcp-l:127.0.0.1:{port}", url]
         async with (
             running(command, ("127.0.0.1", port)),
             await trio.open_tcp_stream("127.0.0.1", port) as client,
