@@ -28,6 +28,8 @@ from .support.servers import MemoryListener, assert_works, echo, memory_server
 from .support.tasks import background
 from .support.transports import CLIENT_TLS, SERVER_TLS
 
+pytestmark = pytest.mark.slow
+
 
 class Distant(trio.abc.Stream):
     """A client's end of ``inner``. Bytes need ``delay`` seconds in each direction."""

@@ -26,6 +26,8 @@ from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import AUTHORITY, SERVER_TLS
 
+pytestmark = pytest.mark.slow
+
 DATA = os.urandom(2_000_000)
 
 

@@ -893,22 +893,27 @@ async def test_with_a_handler_nursery_open_streams_go_on_after_accepting_has_sto
 
 
 async def test_a_websocket_carries_another_websocket_with_tls() -> None:
-    """A WebSocket, over TLS, over a WebSocket."""
+    """A WebSocket, over TLS, over a WebSocket. Closing waits for no timeout."""
+    config = StreamConfig(close_timeout=1000)
 
     async def carry(stream: WsByteStream) -> None:
         async with background() as nursery:
             inner = MemoryListener()
-            listener = WsListener(trio.SSLListener(inner, SERVER_TLS), nursery)
+            tls_listener = trio.SSLListener(inner, SERVER_TLS)
+            listener = WsListener(tls_listener, nursery, config=config)
             await nursery.start(trio.serve_listeners, echo, [listener])
             await inner.arrive(stream)
             await trio.sleep_forever()
 
     async with memory_server(carry) as listener, background() as nursery:
         outer = await open_over(nursery, await listener.connect())
-        async with open_ws_stream("wss://localhost", CLIENT_TLS, transport=outer) as stream:
-            await stream.send_all(b"inside of inside")
-            await stream.send_eof()
-            assert await receive_all(stream) == b"inside of inside"
+        with trio.fail_after(30):
+            async with open_ws_stream(
+                "wss://localhost", CLIENT_TLS, transport=outer, config=config
+            ) as stream:
+                await stream.send_all(b"inside of inside")
+                await stream.send_eof()
+                assert await receive_all(stream) == b"inside of inside"
         assert stream.closed == StreamClosed(1000, "", True, None)
         assert outer.closed is not None
 

@@ -18,6 +18,7 @@ from trio_websocket import ConnectionRejected, Endpoint, WebSocketRequest
 from trio_wsstream import (
     AbnormalClosure,
     StreamClosed,
+    StreamConfig,
     WsByteStream,
     WsListener,
     WsRequest,
@@ -191,7 +192,8 @@ async def test_what_on_error_raises_ends_the_server() -> None:
 
     with pytest.RaisesGroup(LookupError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
-            listener = await serving(nursery, handler, on_error=give_up)
+            config = StreamConfig(close_timeout=0.1)  # the client does not answer the Close
+            listener = await serving(nursery, handler, on_error=give_up, config=config)
             transport = await listener.connect()
             await transport.send_all(CLIENT_HANDSHAKE)
             await receive_all(transport)

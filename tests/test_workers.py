@@ -16,6 +16,8 @@ from trio_wsstream import ConnectionLost, WsByteStream, open_ws_stream
 
 from .support.programs import EXAMPLES, Program, running
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def workers(count: int) -> AsyncGenerator[tuple[Program, str], None]:

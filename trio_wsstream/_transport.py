@@ -129,11 +129,11 @@ class _Wire(abc.ABC):
         Raises:
           trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
         """
-        if isinstance(self._stream, trio.abc.HalfCloseableStream):
-            await self._stream.send_eof()
-        elif (sock := _socket_beneath(self._stream)) is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
+        beneath = self._stream
+        while isinstance(beneath, trio.SSLStream):  # which has no half-close of its own
+            beneath = beneath.transport_stream
+        if isinstance(beneath, trio.abc.HalfCloseableStream):
+            await beneath.send_eof()
 
     def is_readable(self) -> bool:
         """Return whether bytes or the end of TCP can be read from the socket without waiting.
