@@ -115,8 +115,9 @@ class Ping:
         self.wake = wake
 
 
+# Empty containers take 56 and 128 bytes. Streams that need none share these, which stay empty.
 _NO_PINGS: Final[OrderedDict[bytes, Ping]] = OrderedDict()
-"""Shared by all that have no ping in flight, as an empty one takes 128 bytes; nobody changes it."""
+_NOTHING: Final[list[bytes]] = []
 
 
 class ReceiveBuffer:
@@ -288,8 +289,8 @@ class Protocol:
         self._is_deaf = False  # what still comes has no meaning
         self._events: list[WsEvent] = []  # that happened, and were not asked for yet
         self._text: bytearray | None = None  # of an unfinished message, under AS_EVENTS
-        self._pings_owed: list[bytes] = []
-        self._pongs_owed: list[bytes] = []
+        self._pings_owed = _NOTHING
+        self._pongs_owed = _NOTHING
         self._close_owed: Close | None = None
 
     # What comes in
@@ -475,6 +476,8 @@ class Protocol:
         if self.pings is _NO_PINGS:
             self.pings = OrderedDict()
         self.pings[payload] = ping = Ping(wake)
+        if self._pings_owed is _NOTHING:
+            self._pings_owed = []
         self._pings_owed.append(payload)
         self.owes = True
         return ping
@@ -489,6 +492,8 @@ class Protocol:
         self._owe_pong(HEARTBEAT)
 
     def _owe_pong(self, payload: bytes) -> None:
+        if self._pongs_owed is _NOTHING:
+            self._pongs_owed = []
         self._pongs_owed.append(payload)
         del self._pongs_owed[:-MAX_PONGS_OWED]
         self.owes = True
@@ -591,8 +596,7 @@ class Protocol:
             self.close_sent = self._close_owed
             if self._logs:
                 _logger.debug("%s > %r", self._name, self.close_sent)
-        self._pings_owed.clear()
-        self._pongs_owed.clear()
+        self._pings_owed = self._pongs_owed = _NOTHING
         self.owes = False
         return b"".join(frames)
 
