@@ -239,7 +239,8 @@ async def test_a_reader_is_told_the_end_at_once_if_the_answer_cannot_go_out(
         monkeypatch.undo()
 
 
-async def test_a_send_under_way_finishes_its_frame_then_the_answer_goes_out() -> None:
+@pytest.mark.parametrize("code", [1000, 4000])
+async def test_a_send_under_way_finishes_its_frame_then_the_answer_goes_out(code: int) -> None:
     config = StreamConfig(max_message_size=10)
     async with background() as nursery, trio.open_nursery() as sending:
         stream, peer = await raw_pair(nursery, "lockstep", config)

@@ -8,7 +8,8 @@ waits, sends or reads a clock, and no answer depends on the order in which the f
 Closing begins (`begin`) when this side closes or fails the connection, or when the peer's Close
 comes and is not held back. From then on everything ends by `deadline`. A half-close is no closing:
 the connection lives on, and keepalive with it. Only where keepalive is switched off does a clock of
-its own, `close_is_due_by`, bound how long the Close of a half-close may wait for the socket.
+its own, `close_is_due_by`, bound how long the Close of a half-close may wait for the socket. The
+same clock bounds how long our answer waits behind a frame that the peer may never read.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Closing:
       has_sent_eof (bool): this side has half-closed it.
       has_begun (bool): the clock of ``close_timeout`` runs.
       deadline (float): when the transport is dropped.
-      close_is_due_by (float): when a half-close that is still not written is given up.
+      close_is_due_by (float): when a Close of ours that is still not written is given up.
       closed (StreamClosed or None): how the stream ended, once its transport is closed.
     """
 

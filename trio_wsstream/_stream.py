@@ -69,6 +69,7 @@ STEPS_A_TURN = 32
 _ONE_FRAME: Final = 2  # buffers
 _TWO_FRAMES: Final = 4
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
+_FRAME_TIMEOUT: Final = 1.0  # seconds for a frame to be finished after a Close that is no end
 _REASON_TIMEOUT: Final = 1.0  # seconds for the peer's Close to be read after a failed write
 _SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
 
@@ -831,8 +832,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """The peer takes no more: a frame that is under way helps nobody."""
         if self._idle_wait is not None:
             self._idle_wait.cancel()
-        elif not self._wire.interrupt():
-            self._closing.deadline = trio.current_time()
+        elif not self._wire.interrupt():  # The frame may still be finished, if that is soon.
+            self._closing.close_is_due_by = trio.current_time() + _FRAME_TIMEOUT
 
     async def _let_close_go_out(self) -> None:
         """Let our Close go out that is due or under way, if it need not wait for that."""
