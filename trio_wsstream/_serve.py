@@ -258,6 +258,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                     if self._is_full():
                         self._drop_for_others(self._oldest())
                     await self._begin(transport)
+                    del transport  # or it would be kept until the next client comes
             return self._opened.popleft()
         finally:
             self._is_accepting = False
