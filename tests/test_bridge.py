@@ -33,6 +33,8 @@ from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import close_when_cancelled, reset, tcp_transport
 
+pytestmark = pytest.mark.slow
+
 DATA = os.urandom(1_000_000)
 TUNNEL = StreamConfig(half_close=HalfClose.ALWAYS, close_timeout=0.5)
 TIGHT = StreamConfig(receive_buffer_size=1)

@@ -21,6 +21,8 @@ from .support.memory import bounded_memory
 from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background
 
+pytestmark = pytest.mark.slow
+
 BUFFER = 16384
 SLACK = 1_000_000  # bytes, for one read of 64 KiB, the flood's own pieces, and Trio
 BINARY_FRAMES_A_TURN = STEPS_A_TURN * 256

@@ -15,6 +15,8 @@ from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import CLIENT_TLS, SERVER_TLS
 
+pytestmark = pytest.mark.slow
+
 DATA = os.urandom(2_000_000)
 ALWAYS = StreamConfig(half_close=HalfClose.ALWAYS)
 

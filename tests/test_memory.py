@@ -18,6 +18,8 @@ from .support.frames import BINARY, CLOSE, PING, TEXT, close_payload
 from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def no_garbage_collector() -> Iterator[None]:

@@ -26,6 +26,8 @@ from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background
 from .support.transports import memory_transport, reset, tcp_transport
 
+pytestmark = pytest.mark.slow
+
 TOO_LONG = close_payload(1009, "too long")
 MUCH = bytes(10_000_000)
 
