@@ -26,11 +26,6 @@ class Alarm:
         self._sleeper: trio.lowlevel.Task | None = None
         self.has_open_end = False
 
-    @property
-    def is_sleeping(self) -> bool:
-        """Whether the task waits for nothing but the alarm."""
-        return self._sleeper is not None
-
     async def sleep_until(self, deadline: float, *, has_open_end: bool) -> None:
         """Wait until ``deadline`` (in the run's clock), or until the alarm rings."""
         self.has_open_end = has_open_end
