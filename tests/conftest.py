@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -63,6 +65,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     seed = item.config.getoption("schedule_seed")
     trio._core._run._r.seed(f"{seed} {item.nodeid}")
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """An empty folder for Unix sockets. Their paths may be no longer than about 100 bytes.
+
+    The path of pytest's own ``tmp_path`` is longer on some machines.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

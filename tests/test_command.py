@@ -170,14 +170,16 @@ async def test_bytes_and_half_closes_go_through_both_halves(
         await said(caplog, f"to {serving.url}: {len(DATA)} bytes there, {len(DATA)} back")
 
 
-async def test_unix_sockets_at_both_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "target.sock"
+async def test_unix_sockets_at_both_ends(
+    socket_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = socket_folder / "target.sock"
     sockets = listen_on(parse_listening(f"unix:{path}"))
     async with (
         trio.SocketListener(trio.socket.from_stdlib_socket(sockets[0])) as listener,
-        running("serve", f"unix:{tmp_path}/gateway.sock", f"unix:{path}"),
+        running("serve", f"unix:{socket_folder}/gateway.sock", f"unix:{path}"),
         open_ws_stream(
-            "ws://localhost/", transport=await trio.open_unix_socket(tmp_path / "gateway.sock")
+            "ws://localhost/", transport=await trio.open_unix_socket(socket_folder / "gateway.sock")
         ) as client,
         await listener.accept() as far,
         trio.open_nursery() as nursery,
@@ -201,10 +203,12 @@ async def test_a_socket_that_was_there_before_is_listened_on() -> None:
             assert await ask(client) == DATA
 
 
-def test_an_abandoned_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
-    address = parse_listening(f"unix:{tmp_path}/sock")
+def test_an_abandoned_unix_socket_is_replaced_and_one_in_use_is_not(socket_folder: Path) -> None:
+    address = parse_listening(f"unix:{socket_folder}/sock")
     (first,) = listen_on(address)
-    with pytest.raises(OSError, match=f"cannot listen on unix:{tmp_path}/sock: Address already"):
+    with pytest.raises(
+        OSError, match=f"cannot listen on unix:{socket_folder}/sock: Address already"
+    ):
         listen_on(address)
     first.close()
     (second,) = listen_on(address)
@@ -270,8 +274,8 @@ async def test_a_target_that_refuses_is_told_by_502_and_the_reason(
             assert "the server answered 502: connection refused by the target" in line
 
 
-async def test_a_name_that_no_host_can_have_is_told_by_502(tmp_path: Path) -> None:
-    for name in ("a..b:80", "nowhere.invalid:80", f"unix:{tmp_path}/nothing"):
+async def test_a_name_that_no_host_can_have_is_told_by_502(socket_folder: Path) -> None:
+    for name in ("a..b:80", "nowhere.invalid:80", f"unix:{socket_folder}/nothing"):
         async with running("serve", "0", name) as serving:
             status, body = await status_of(serving.url)
             assert status == 502

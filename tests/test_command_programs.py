@@ -461,14 +461,15 @@ async def test_out_of_descriptors_it_says_so_once_and_goes_on() -> None:
         assert not any("Traceback" in line for line in program.lines)
 
 
-async def test_json_lines_are_json(tmp_path: Path) -> None:
+async def test_json_lines_are_json(socket_folder: Path) -> None:
     async with (
         echo() as address,
         running(
-            [*TUNNEL, "--log-format=json", "serve", f"unix:{tmp_path}/sock", address], "listening"
+            [*TUNNEL, "--log-format=json", "serve", f"unix:{socket_folder}/sock", address],
+            "listening",
         ) as program,
     ):
-        transport = await trio.open_unix_socket(tmp_path / "sock")
+        transport = await trio.open_unix_socket(socket_folder / "sock")
         async with open_ws_stream("ws://x/db?secret", transport=transport) as client:
             await client.send_all(b"hello")
             assert await client.receive_some() == b"hello"
@@ -477,4 +478,4 @@ async def test_json_lines_are_json(tmp_path: Path) -> None:
         assert (line["bytes_to_target"], line["bytes_from_target"]) == (5, 5)
         assert line["failed"] is False
         assert not any("secret" in each for each in program.lines)
-    assert not (tmp_path / "sock").exists()
+    assert not (socket_folder / "sock").exists()

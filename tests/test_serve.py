@@ -56,12 +56,12 @@ async def unix_listener(path: Path) -> tuple[trio.abc.Listener[Any], Callable[[]
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
 async def test_serve_listeners_serves_a_stream_handler_over_any_transport(
-    kind: str, tmp_path: Path
+    kind: str, socket_folder: Path
 ) -> None:
     transport_listener: Any
     url, transport = "ws://localhost/", None
     if kind == "unix":
-        transport_listener, connect = await unix_listener(tmp_path / "socket")
+        transport_listener, connect = await unix_listener(socket_folder / "socket")
     else:
         (transport_listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         connect = partial(trio.open_tcp_stream, *transport_listener.socket.getsockname())

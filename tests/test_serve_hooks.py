@@ -438,13 +438,13 @@ async def test_a_listener_tells_its_port_and_address_whatever_lies_between() -> 
                 pass
 
 
-async def test_a_listener_with_no_port_says_so(tmp_path: Path) -> None:
+async def test_a_listener_with_no_port_says_so(socket_folder: Path) -> None:
     async with background() as nursery:
         memory = WsListener(MemoryListener(), nursery)
-        transport_listener, _ = await unix_listener(tmp_path / "socket")
+        transport_listener, _ = await unix_listener(socket_folder / "socket")
         unix = WsListener(transport_listener, nursery)
         assert memory.addresses == ()
-        assert unix.addresses == (str(tmp_path / "socket"),)
+        assert unix.addresses == (str(socket_folder / "socket"),)
         for listener in (memory, unix):
             with pytest.raises(RuntimeError, match="has no port"):
                 listener.port  # noqa: B018
@@ -452,14 +452,14 @@ async def test_a_listener_with_no_port_says_so(tmp_path: Path) -> None:
         assert repr(unix).endswith("closed>")
 
 
-async def test_a_request_has_the_addresses_that_its_stream_has(tmp_path: Path) -> None:
+async def test_a_request_has_the_addresses_that_its_stream_has(socket_folder: Path) -> None:
     requests: list[WsRequest] = []
 
     async def keep(request: WsRequest) -> None:
         await trio.lowlevel.checkpoint()
         requests.append(request)
 
-    unix, connect = await unix_listener(tmp_path / "socket")
+    unix, connect = await unix_listener(socket_folder / "socket")
     async with background() as nursery:
         listener = WsListener(unix, nursery, accept=keep)
         transport = await connect()
@@ -483,8 +483,8 @@ async def test_a_stream_knows_its_addresses_after_it_was_closed() -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_serve_ws_serves_on_listeners_that_are_there(tls: bool, tmp_path: Path) -> None:
-    unix, connect = await unix_listener(tmp_path / "socket")
+async def test_serve_ws_serves_on_listeners_that_are_there(tls: bool, socket_folder: Path) -> None:
+    unix, connect = await unix_listener(socket_folder / "socket")
     memory = MemoryListener()
     options: dict[str, Any] = {"subprotocols": iter(["a"]), "allowed_origins": iter([None])}
     if tls:
@@ -507,8 +507,8 @@ async def test_serve_ws_serves_on_listeners_that_are_there(tls: bool, tmp_path: 
         await unix.accept()
 
 
-async def test_a_bad_option_closes_the_listeners_that_were_given(tmp_path: Path) -> None:
-    unix, _ = await unix_listener(tmp_path / "socket")
+async def test_a_bad_option_closes_the_listeners_that_were_given(socket_folder: Path) -> None:
+    unix, _ = await unix_listener(socket_folder / "socket")
     with pytest.raises(ValueError, match="path"):
         await serve_ws(echo, listeners=[unix], path="bad")
     with pytest.raises(trio.ClosedResourceError):

@@ -121,10 +121,18 @@ final class Netty extends Behaviour.Connection {
 
   @Override
   byte[] receive() throws Exception {
-    if (inbox.isEmpty()) {
-      isWanted = true;
-      channel.read();
-    }
+    // In the channel's thread, so that no message comes between the look and the read. A read too
+    // many would take what comes while the program pauses.
+    channel
+        .eventLoop()
+        .submit(
+            () -> {
+              if (inbox.isEmpty()) {
+                isWanted = true;
+                channel.read();
+              }
+            })
+        .sync();
     return super.receive();
   }
 
