@@ -127,12 +127,16 @@ class _Wire(abc.ABC):
         """End our direction of TCP, where there is one, also beneath TLS.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError: as from the stream.
+          trio.BrokenResourceError, trio.ClosedResourceError: from a stream that is no socket.
         """
         beneath = self._stream
         while isinstance(beneath, trio.SSLStream):  # which has no half-close of its own
             beneath = beneath.transport_stream
-        if isinstance(beneath, trio.abc.HalfCloseableStream):
+        sock = own_socket(beneath)
+        if sock is not None:
+            # An error of trio.SocketStream would be part of a reference cycle, with our caller.
+            _shut_down(sock, socket.SHUT_WR)
+        elif isinstance(beneath, trio.abc.HalfCloseableStream):
             await beneath.send_eof()
 
     def is_readable(self) -> bool:
@@ -534,9 +538,9 @@ def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
             twin.close()
 
 
-def _shut_down(sock: trio.socket.SocketType) -> None:
+def _shut_down(sock: trio.socket.SocketType, how: int = socket.SHUT_RDWR) -> None:
     try:
-        sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(how)
     except OSError:
         pass  # The connection has ended already.
 
