@@ -21,6 +21,10 @@ with backpressure, and `STEPS_A_TURN`, so that a flood of tiny frames leaves oth
 
 *Writing is a turn, too* (`Writer`). Reading never waits for writing.
 
+*On a slow line* a message goes out in fragments (`_write_fragment`), so that Pongs fit between
+them. If its sender is cancelled, or a Close stops it, the rest of the message becomes owed to the
+peer, and goes out as one last fragment. So the peer gets the same messages as on a fast line.
+
 *Everybody who waits for a change* parks in `_changed`, is woken by every change, and looks again.
 What they look at are facts of `Protocol`, `Writer` and `Closing`, never messages. Pings have
 wake-ups of their own, so that many of them do not wake each other.
@@ -52,6 +56,7 @@ from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, Takeo
 from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
 from ._keepalive import Action, Keepalive
+from ._pace import LARGEST
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
@@ -66,8 +71,7 @@ GRACE_PERIOD = 0.05
 STEPS_A_TURN = 32
 """How many control frames, pieces of text, or runs of binary frames are processed in one go."""
 
-_ONE_FRAME: Final = 2  # buffers
-_TWO_FRAMES: Final = 4
+_TWO_FRAMES: Final = 4  # buffers
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
 _FRAME_TIMEOUT: Final = 1.0  # seconds for a frame to be finished after a Close that is no end
 _REASON_TIMEOUT: Final = 1.0  # seconds for the peer's Close to be read after a failed write
@@ -604,29 +608,30 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
             start = 0
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
-            line_limit: int | None = None  # as the wire last had it
-            offered = _TWO_FRAMES
+            is_inside = False  # a message of which fragments are written
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken:
                     await writer.take_turn()
-                    if not self._can_send():
+                    if protocol.owes_rest or not self._can_send():
                         writer.pass_turn()
-                        break
+                        continue
                 else:
                     writer.turn_is_taken = True
                 try:
                     while True:
-                        if wire.limit is not line_limit:
-                            line_limit = wire.limit
-                            offered = _TWO_FRAMES if line_limit is None else _ONE_FRAME
-                            limit = self._message_limit(size)
-                        if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
+                        if is_inside or wire.limit is not None:
+                            if frames:  # from before the line was slow
+                                frames = frames[await wire.write(frames) :]
+                            else:
+                                start = await self._write_fragment(view, start)
+                                is_inside = protocol.unfinished is not None
+                        elif size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
                             # No frame waits before it: only the last message may be shorter.
                             with memoryview(view)[start : start + limit] as message:
                                 await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
                         else:
-                            while start < size and len(frames) < offered:
+                            while start < size and len(frames) < _TWO_FRAMES:
                                 frames += protocol.encode_message(
                                     view[start : start + limit] if start or size > limit else view
                                 )
@@ -646,19 +651,34 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     raise await self._explained_send_error()
         finally:
             self._is_sending = False
+            if protocol.unfinished is not None:
+                protocol.finish_message()
+                writer.flush_soon()
             if not is_bytes:  # an exception's traceback would keep the caller's buffer exported
                 for buffer in (view, *frames):
                     if isinstance(buffer, memoryview):
                         buffer.release()
 
-    def _message_limit(self, size: int) -> int:
-        """How long a message may be. On a slow line it is shorter, so that pings need not wait. But
-        what fits one message remains one, and long messages are what somebody has asked for.
-        """
-        limit = self.config.max_message_size
-        if self._wire.limit is None or not limit < size or limit > _LONG_MESSAGE:
-            return limit
-        return min(limit, self._wire.limit)
+    async def _write_fragment(self, view: Buffer, start: int) -> int:
+        """Write the fragment that starts at ``start``, and return where the next one starts."""
+        protocol, wire, limit = self._protocol, self._wire, self.config.max_message_size
+        offset = start % limit  # in its message
+        end = min(start - offset + limit, len(view))  # of its message
+        stop = min(start + (wire.limit or LARGEST), end)
+        if not offset:
+            await wire.write_rest()  # of an earlier call
+        with memoryview(view)[start:stop] as piece:
+            frame = protocol.encode_fragment(piece, begins=not offset, ends=stop == end)
+            has_begun = True
+            try:
+                await wire.write(frame)
+            except BaseException:
+                has_begun = wire.is_inside_frame
+                raise
+            finally:
+                if has_begun:
+                    protocol.unfinished = (view, stop, end) if stop < end else None
+        return stop
 
     def _can_send(self) -> bool:
         return self._protocol.can_send and not self._wire.failure

@@ -13,7 +13,7 @@ of the first counts as a part of the first. (TLS makes such a short frame at the
 64 KiB.)
 
 *On a slow line* a Pong must not wait for long behind what was written before it (`_pace`). So each
-message is short there, and is written only while the kernel holds few unsent bytes.
+frame is short there, and is written only while the kernel holds few unsent bytes.
 
 *A long frame* is written piece by piece (`write_long`). So a message of any size is sent in
 constant memory, and masking it does not block other tasks for long. Only if the writing is
@@ -89,8 +89,8 @@ class _Wire(abc.ABC):
       is_truncated (bool): whether writing fails because a frame was cut off.
       accepted_at (float): the time, by Trio's clock, at which the transport last accepted bytes
           that had had to wait for the peer. It is minus infinity if no bytes had to wait.
-      limit (int or None): how many bytes a message should have at most, because writes have to
-          wait. None means no limit.
+      limit (int or None): how many bytes of payload a frame should have at most, because writes
+          have to wait. None means no limit.
     """
 
     __slots__ = ("_stream", "accepted_at", "failure", "is_truncated", "limit")
@@ -182,6 +182,15 @@ class _Wire(abc.ABC):
         with _ending_tcp(self._stream):
             await trio.aclose_forcefully(self._stream)
 
+    @property
+    def is_inside_frame(self) -> bool:
+        """Whether the writing of a frame was cancelled, and its rest is kept."""
+        return False
+
+    @abc.abstractmethod
+    async def write_rest(self) -> None:
+        """Write what is left of a frame, if `is_inside_frame`. Errors are those of `write`."""
+
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
         """Write a frame piece by piece. Cancellation and errors are those of `write`.
 
@@ -190,6 +199,7 @@ class _Wire(abc.ABC):
           payload (memoryview): the payload, which is not masked yet.
           key (bytes): the masking key, or an empty value if the frame is not masked.
         """
+        await self.write_rest()
         written = 0
         try:
             while written < len(payload):
@@ -270,6 +280,9 @@ class StreamWire(_Wire):
             if has_begun:
                 self._truncate()
             raise
+
+    async def write_rest(self) -> None:
+        """Do nothing, as a frame that was cut off is lost here."""
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
         if written:
@@ -358,11 +371,15 @@ class SocketWire(_Wire):
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
 
-    async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
-        """Write a frame piece by piece: see `_Wire.write_long`."""
-        if self._rest:  # what is left of another frame
+    @property
+    def is_inside_frame(self) -> bool:
+        """See `_Wire.is_inside_frame`."""
+        return bool(self._rest)
+
+    async def write_rest(self) -> None:
+        """See `_Wire.write_rest`."""
+        if self._rest:
             await self._write_rest()
-        await super().write_long(header, payload, key)
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
         if self._rest:  # A part of the next piece was written, and this is the rest of it.
@@ -503,7 +520,7 @@ def _unsent_in(sock: trio.socket.SocketType) -> int:
         return 0
     try:
         answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4))
-    except OSError:
+    except (OSError, ValueError):  # It is not TCP, or is closed.
         return 0
     return int.from_bytes(answer, sys.byteorder)
 
