@@ -89,20 +89,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keys.clear)  # no two processes use the same keys
 
 
-def encode(opcode: int, payload: Buffer, *, client: bool, fin: int = FIN) -> tuple[Buffer, ...]:
+def encode(first: int, payload: Buffer, *, client: bool) -> tuple[Buffer, ...]:
     """Return a frame in two buffers: header and payload.
 
     Args:
-      opcode (int): `CONTINUATION` for the second and later fragments of a message.
-      payload: the whole payload of the frame.
-      client (bool): whether this side is the client, so that the payload is masked with a fresh
-          key (5.3).
-      fin (int): `FIN`, or 0 if another fragment of the message follows (5.4).
+      first (int): the first byte: `FIN`, or 0 if another fragment follows (5.4), and the opcode.
+      payload: the payload. It is masked with a fresh key if this side is the client (5.3).
+      client (bool): whether this side is the client.
     """
     if not client:
-        return encode_header(fin | opcode, len(payload)), payload
+        return encode_header(first, len(payload)), payload
     key = fresh_key()
-    return encode_header(fin | opcode, len(payload), MASKED) + key, apply_mask(payload, key)
+    return encode_header(first, len(payload), MASKED) + key, apply_mask(payload, key)
 
 
 def encode_close_payload(code: int, reason: str) -> bytes:

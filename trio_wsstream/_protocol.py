@@ -76,7 +76,7 @@ _logger = logging.getLogger(__name__)
 MAX_PONGS_OWED: Final = 64
 MAX_REASON: Final = MAX_CONTROL_PAYLOAD - 2  # bytes
 _ENCODERS: Final[dict[bool, Callable[[Buffer], tuple[Buffer, ...]]]] = {
-    client: functools.partial(encode, BINARY, client=client) for client in (True, False)
+    client: functools.partial(encode, FIN | BINARY, client=client) for client in (True, False)
 }
 _MERGED: Final = 4096  # bytes: smaller pieces are stored together, as each costs an object
 
@@ -595,15 +595,15 @@ class Protocol:
                     if self._logs:
                         kind = "Ping" if opcode == PING else "Pong"
                         _logger.debug("%s > %s(%s)", self._name, kind, shown(payload))
-                    frames += encode(opcode, payload, client=self.client)
+                    frames += encode(FIN | opcode, payload, client=self.client)
         if self._close_owed is not None:
             self.finish_message()  # Its sender sends no more.
         frames.append(self._rest_owed)
         if self._close_owed is not None and self.close_sent is None:
             payload = encode_close_payload(*self._close_owed)
             if self._says_deferral_before(self._close_owed):
-                frames += encode(PONG, ANSWER_DEFERRED, client=self.client)
-            frames += encode(CLOSE, payload, client=self.client)
+                frames += encode(FIN | PONG, ANSWER_DEFERRED, client=self.client)
+            frames += encode(FIN | CLOSE, payload, client=self.client)
             self.close_sent = self._close_owed
             if self._logs:
                 _logger.debug("%s > %r", self._name, self.close_sent)
@@ -631,8 +631,8 @@ class Protocol:
         """
         if self._logs:
             _logger.debug("%s > a fragment of %d bytes", self._name, len(payload))
-        opcode = BINARY if begins else CONTINUATION
-        return encode(opcode, payload, client=self.client, fin=FIN if ends else 0)
+        first = (BINARY if begins else CONTINUATION) | (FIN if ends else 0)
+        return encode(first, payload, client=self.client)
 
     def finish_message(self) -> None:
         """Owe the rest of the `unfinished` message, if there is one: its sender sends no more.
@@ -663,7 +663,7 @@ class Protocol:
 
     def _encode_message_and_log(self, payload: Buffer) -> tuple[Buffer, ...]:
         self._log_message(payload)
-        return encode(BINARY, payload, client=self.client)
+        return encode(FIN | BINARY, payload, client=self.client)
 
     def _log_message(self, payload: Buffer) -> None:
         _logger.debug("%s > a binary message of %d bytes", self._name, len(payload))
