@@ -51,7 +51,7 @@ from . import _takeover
 from ._alarm import Alarm
 from ._checks import check_buffer, check_integer, check_nursery, check_trio
 from ._closing import Closing
-from ._config import StreamConfig, check_config
+from ._config import HalfClose, StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
 from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
@@ -559,15 +559,20 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._writer.flush_soon()
 
     def _is_acknowledged(self) -> bool:
-        """A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1). While our answer
-        is deferred, that its TCP acknowledges what is sent is life enough, if it never said more.
+        """Whether the peer owes no sign of life, and its TCP gives one.
+
+        A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1), unless it has shown
+        that it does so. And a peer that defers its answer without saying so gets no Pings that it
+        could answer. Whether the peer is of that kind, only the caller knows (HalfClose.ALWAYS).
         """
         protocol = self._protocol
-        return (
-            protocol.answer_is_deferred
-            and not protocol.peer_speaks_on
-            and self._wire.is_acknowledged()
-        )
+        if protocol.answer_is_deferred:
+            owes_nothing = not protocol.peer_speaks_on
+        else:
+            is_half_closed = self._closing.has_sent_eof and self._writer.close_written
+            may_defer = self.config.half_close is HalfClose.ALWAYS
+            owes_nothing = may_defer and is_half_closed and self.half_close_honoured is None
+        return owes_nothing and self._wire.is_acknowledged()
 
     # Sending
 
@@ -751,6 +756,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("this side has closed the stream")
             if not (writer.close_written or closing.cannot_send_close()):
                 closing.has_sent_eof = True
+                if self.config.half_close is HalfClose.ALWAYS and self._keepalive.gives_up:
+                    self._wire.probe_silent_peer(
+                        self.config.ping_interval or 0, self.config.ping_timeout or 0
+                    )
                 protocol.close(HALF_CLOSE)
                 writer.flush_soon()
                 if not (writer.close_written or self._keepalive.gives_up):

@@ -55,6 +55,7 @@ _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer had to wait 
 _SHORT: Final = 16  # A second frame is short if it is so many times shorter than the first.
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _SIOCOUTQNSD: Final = 0x894B  # of linux/sockios.h
+_MAX_KEEPALIVE: Final = 32767  # seconds: the most that Linux takes
 _PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
@@ -122,6 +123,24 @@ class _Wire(abc.ABC):
         """Return whether the peer's TCP is known to acknowledge what it receives."""
         sock = _socket_beneath(self._stream)
         return sock is not None and _acknowledges(sock)
+
+    def probe_silent_peer(self, idle: float, timeout: float) -> None:
+        """Let the kernel probe whether the peer's TCP still acknowledges, while nothing passes.
+
+        Args:
+          idle (float): after how many seconds of silence it sends the first probe.
+          timeout (float): for how many more seconds it sends at least four.
+        """
+        sock = _socket_beneath(self._stream)
+        if sock is not None and sys.platform == "linux":
+            with contextlib.suppress(OSError):  # It is not TCP, or is closed.
+                for option, seconds in (
+                    (socket.TCP_KEEPIDLE, idle),
+                    (socket.TCP_KEEPINTVL, timeout / 4),
+                ):
+                    value = min(max(1, math.ceil(seconds)), _MAX_KEEPALIVE)
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     async def send_eof(self) -> None:
         """End our direction of TCP, where there is one, also beneath TLS.
