@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import StreamConfig, WsByteStream
 
-from .support.frames import PING, PONG
+from .support.frames import BINARY, PING, PONG
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import all_events
 from .support.tasks import background
@@ -129,3 +129,21 @@ async def read_to_the_end(stream: WsByteStream, reader: str) -> None:
         await read(stream, reader)
     except trio.BrokenResourceError:
         pass
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_half_close_that_can_go_out_although_its_time_is_up_goes_out(
+    seed: int, mock_clock: MockClock
+) -> None:
+    trio._core._run._r.seed(seed)
+    config = StreamConfig(ping_interval=None)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "lockstep", config)
+        nursery.start_soon(stream.send_eof)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(peer.receive)
+        mock_clock.jump(2 * config.close_timeout)
+        await wait_all_tasks_blocked()
+        assert stream.closed is None
+        await peer.send(BINARY, b"the answer")
+        assert await stream.receive_some() == b"the answer"

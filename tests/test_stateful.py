@@ -334,8 +334,10 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 5.0, 21.0]))
     def let_time_pass(self, seconds: float) -> None:
-        if self.config.ping_interval or any(end.has_closed for end in self.ends):
-            self.has_trouble = True  # a timeout, if the other end does not receive
+        for end in self.ends:
+            is_half_closing = end.has_half_closed and "send" in end.calls
+            if self.config.ping_interval or end.has_closed or is_half_closing:
+                self.has_trouble = True  # a timeout, if the other end does not receive
         self.do(self._jump, seconds)
 
     async def _jump(self, seconds: float) -> None:

@@ -458,7 +458,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _run(self) -> None:
         """Read while no caller does, keep alive, and close the transport in the end."""
         try:
-            while not self._closing.is_over(now := trio.current_time()):
+            while (
+                not self._closing.is_over(now := trio.current_time())
+                or await self._close_goes_out_late()
+            ):
                 action = self._next_keepalive_action(now)
                 if action is not None:
                     await self._keep_alive(action, now)
@@ -863,6 +866,17 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._idle_wait.cancel()
         elif not self._wire.interrupt():  # The frame may still be finished, if that is soon.
             self._closing.close_is_due_by = trio.current_time() + _FRAME_TIMEOUT
+
+    async def _close_goes_out_late(self) -> bool:
+        """Whether the Close of a half-close, whose time is up, goes out at the last moment.
+
+        An event loop that was held up may find that time is up although the transport takes it.
+        """
+        closing = self._closing
+        if closing.has_begun or trio.current_time() < closing.wakes_at:
+            return False
+        await self._let_close_go_out()
+        return not closing.is_over(trio.current_time())
 
     async def _let_close_go_out(self) -> None:
         """Let our Close go out that is due or under way, if it need not wait for that."""
