@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import report
+from . import counts, report
 from .cases import Bench, Case, make_cases
 
 
@@ -37,6 +37,12 @@ def _arguments() -> tuple[argparse.Namespace, list[Case]]:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples to this file")
     parser.add_argument("--rst", metavar="FILE", type=Path, help="write the tables to this file")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios, as SVG")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare counts that do not depend on the machine with benchmarks/counts.json",
+    )
+    parser.add_argument("--write", action="store_true", help="with --check: write that file anew")
     arguments = parser.parse_args()
     patterns = arguments.case or ["*"]
     chosen = [case for case in cases if any(fnmatch.fnmatchcase(case.key, p) for p in patterns)]
@@ -52,6 +58,8 @@ def _arguments() -> tuple[argparse.Namespace, list[Case]]:
 def main() -> None:
     """Measure the chosen cases, print their tables and write them to files."""
     arguments, cases = _arguments()
+    if arguments.check:
+        sys.exit(not counts.check(write=arguments.write))
     start, about = time.monotonic(), report.circumstances()
     others = 0 if arguments.ours else -(-arguments.rounds // 3)
     with Bench(

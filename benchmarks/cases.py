@@ -121,23 +121,27 @@ def _port(process: subprocess.Popen[str]) -> int:
 
 
 class Bench:
-    """Takes samples. It is a context manager, which has the TLS certificates.
+    """Takes samples. It is a context manager.
 
     Args:
       seconds (float): about how long the measured section of a sample takes.
       idle (float): how long nothing happens on idle connections.
+
+    Attributes:
+      folder (str): where the TLS certificates are meanwhile.
     """
 
     def __init__(self, seconds: float, idle: float) -> None:
         self._seconds = seconds
         self._idle = idle
-        self._folder = tempfile.TemporaryDirectory()
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = self._temporary.name
 
     def __enter__(self) -> Bench:
         import trustme
 
         authority = trustme.CA()
-        folder = Path(self._folder.name)
+        folder = Path(self.folder)
         authority.cert_pem.write_to_path(folder / PEM["client"])
         authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(
             folder / PEM["server"]
@@ -145,7 +149,7 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     def measure(self, cases: list[Case], rounds: int, others: int) -> Iterator[str]:
         """Measure. This yields what it is about to do.
@@ -182,7 +186,7 @@ class Bench:
 
     def _sample(self, case: Case, kind: str) -> Sample:
         relayed = case.family == "relay"
-        folder = self._folder.name if case.tls else ""
+        folder = self.folder if case.tls else ""
         server_kind = BARE if relayed else kind
         client_kind = BARE if kind == BARE or not relayed else OURS
         with contextlib.ExitStack() as stack:

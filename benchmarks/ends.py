@@ -41,7 +41,7 @@ PEM: Final = {"client": "authority.pem", "server": "server.pem"}
 # What both ends do
 
 
-async def _drop(end: Any, size: int) -> None:
+async def drop(end: Any, size: int) -> None:
     """Receive and drop ``size`` bytes."""
     while size > 0:
         data = await end.receive_some()
@@ -61,7 +61,7 @@ async def answer(end: Any) -> None:
         early = len(order) - _ORDER.size
         order = b""
         if what == b"u":
-            await _drop(end, size * count - early)
+            await drop(end, size * count - early)
             await end.send_all(_DONE)
         elif what == b"d":
             data = _data(size)
@@ -69,10 +69,10 @@ async def answer(end: Any) -> None:
                 await end.send_all(data)
         elif what == b"e":
             data = _data(size)
-            await _drop(end, size - early)
+            await drop(end, size - early)
             await end.send_all(data)
             for _ in range(count - 1):
-                await _drop(end, size)
+                await drop(end, size)
                 await end.send_all(data)
 
 
@@ -85,12 +85,12 @@ async def up(end: Any, size: int, count: int) -> None:
     await end.send_all(_ORDER.pack(b"u", size, count))
     for _ in range(count):
         await end.send_all(data)
-    await _drop(end, len(_DONE))
+    await drop(end, len(_DONE))
 
 
 async def down(end: Any, size: int, count: int) -> None:
     await end.send_all(_ORDER.pack(b"d", size, count))
-    await _drop(end, size * count)
+    await drop(end, size * count)
 
 
 async def round_trips(end: Any, size: int, count: int) -> None:
@@ -98,7 +98,7 @@ async def round_trips(end: Any, size: int, count: int) -> None:
     await end.send_all(_ORDER.pack(b"e", size, count))
     for _ in range(count):
         await end.send_all(data)
-        await _drop(end, size)
+        await drop(end, size)
 
 
 TRANSFERS: Final = {"up": up, "down": down, "round trip": round_trips}

@@ -119,7 +119,7 @@ def _serving_inside(handler: Handler, tls: TLS) -> AbstractAsyncContextManager[i
     assert tls is not None
 
     async def handle(stream: Any) -> None:
-        await handler(trio.SSLStream(stream, tls, server_side=True))
+        await handler(trio.SSLStream(stream, tls, server_side=True, https_compatible=True))
 
     return _serving_ours(handle, None)
 
@@ -128,7 +128,7 @@ def _serving_inside(handler: Handler, tls: TLS) -> AbstractAsyncContextManager[i
 async def _connect_inside(port: int, tls: TLS) -> AsyncGenerator[Any, None]:
     assert tls is not None
     async with _connect_ours(port, None) as stream:
-        yield trio.SSLStream(stream, tls, server_hostname=HOST)
+        yield trio.SSLStream(stream, tls, server_hostname=HOST, https_compatible=True)
 
 
 # The other libraries for Trio

@@ -79,11 +79,14 @@ def _absolute(case: Case) -> str:
 
 
 def _faults(case: Case, kind: str) -> str:
-    """Return the median of the page faults of both ends for each GB, and the worst sample."""
-    if case.work == "round trip":
-        return ""
-    found = _values(case, kind, lambda sample: sum(sample["faults"]) / case.size * 1e9)
+    """Return the median of the page faults for each GB, and the worst sample."""
+    found = [] if case.work == "round trip" else page_faults(case, kind)
     return f"{statistics.median(found):,.0f} ({max(found):,.0f})" if found else ""
+
+
+def page_faults(case: Case, kind: str) -> list[float]:
+    """Return the page faults of both ends for each GB, in each sample."""
+    return _values(case, kind, lambda sample: sum(sample["faults"]) / case.size * 1e9)
 
 
 # The tables
