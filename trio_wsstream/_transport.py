@@ -491,9 +491,10 @@ class Endpoints:
     bytes that the kernel has chosen, and that of AF_VSOCK has the number of a machine.
     """
 
-    __slots__ = ("_found", "_is_ssl", "_made")
+    __slots__ = ("_client", "_found", "_is_ssl", "_made")
 
-    def __init__(self, transport: trio.abc.Stream) -> None:
+    def __init__(self, transport: trio.abc.Stream, *, client: bool) -> None:
+        self._client = client
         beneath = transport
         while isinstance(beneath, trio.SSLStream):
             beneath = beneath.transport_stream
@@ -508,6 +509,11 @@ class Endpoints:
             except (OSError, AttributeError, NotImplementedError):
                 pass  # The socket is not connected any more, or it is no real socket.
         self._made = repr(transport), repr(transport)
+
+    def __str__(self) -> str:
+        """What a `WsByteStream` over the transport is called: its side and its peer."""
+        side = "client" if self._client else "server"
+        return f"trio_wsstream.WsByteStream {side}, peer {_shown(self.remote)}"
 
     @property
     def local(self) -> Endpoint | str:
@@ -525,6 +531,13 @@ class Endpoints:
             local, remote = (host, port, self._is_ssl), (peer, peer_port, self._is_ssl)
             self._made = Endpoint(*local), Endpoint(*remote)
         return self._made
+
+
+def _shown(address: Endpoint | str) -> str:
+    if isinstance(address, str):
+        return address
+    host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
+    return f"{host}:{address.port}"
 
 
 def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
