@@ -16,10 +16,12 @@ _T = TypeVar("_T")
 
 def check_trio() -> None:
     """Raise RuntimeError if no Trio is running."""
-    if not trio.lowlevel.in_trio_run():
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
         raise RuntimeError(
             "trio_wsstream needs Trio: run this by trio.run(), or by anyio.run(..., backend='trio')"
-        )
+        ) from None
 
 
 def check_nursery(name: str, nursery: object) -> None:

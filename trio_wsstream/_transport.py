@@ -54,7 +54,8 @@ _logger = logging.getLogger(__name__)
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer had to wait for the peer
 _SHORT: Final = 16  # A second frame is short if it is so many times shorter than the first.
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-_SIOCOUTQNSD: Final = 0x894B  # of linux/sockios.h
+_SIOCOUTQ: Final = 0x5411  # of linux/sockios.h
+_SIOCOUTQNSD: Final = 0x894B
 _MAX_KEEPALIVE: Final = 32767  # seconds: the most that Linux takes
 _PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
@@ -490,9 +491,10 @@ class Endpoints:
     bytes that the kernel has chosen, and that of AF_VSOCK has the number of a machine.
     """
 
-    __slots__ = ("_found", "_is_ssl", "_made")
+    __slots__ = ("_client", "_found", "_is_ssl", "_made")
 
-    def __init__(self, transport: trio.abc.Stream) -> None:
+    def __init__(self, transport: trio.abc.Stream, *, client: bool) -> None:
+        self._client = client
         beneath = transport
         while isinstance(beneath, trio.SSLStream):
             beneath = beneath.transport_stream
@@ -507,6 +509,11 @@ class Endpoints:
             except (OSError, AttributeError, NotImplementedError):
                 pass  # The socket is not connected any more, or it is no real socket.
         self._made = repr(transport), repr(transport)
+
+    def __str__(self) -> str:
+        """What a `WsByteStream` over the transport is called: its side and its peer."""
+        side = "client" if self._client else "server"
+        return f"trio_wsstream.WsByteStream {side}, peer {_shown(self.remote)}"
 
     @property
     def local(self) -> Endpoint | str:
@@ -526,6 +533,13 @@ class Endpoints:
         return self._made
 
 
+def _shown(address: Endpoint | str) -> str:
+    if isinstance(address, str):
+        return address
+    host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
+    return f"{host}:{address.port}"
+
+
 def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
     """Return Trio's own socket under a stream, also under TLS, or None if there is none."""
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
@@ -534,11 +548,24 @@ def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | 
 
 
 def _unsent_in(sock: trio.socket.SocketType) -> int:
-    """How many bytes the kernel has not sent yet; 0 where it does not tell."""
-    if sys.platform != "linux" or _NOTSENT_LOWAT is None:
+    """Return how many bytes the kernel has not sent yet, or 0 where it does not tell."""
+    return _queued_in(sock, _SIOCOUTQNSD)
+
+
+def unacknowledged_in(sock: trio.socket.SocketType) -> int:
+    """Return how many bytes the peer's kernel has not acknowledged; a FIN counts as one.
+
+    The result is 0 where the kernel does not tell, and for sockets other than TCP.
+    """
+    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+    return _queued_in(sock, _SIOCOUTQ) if is_tcp else 0
+
+
+def _queued_in(sock: trio.socket.SocketType, request: int) -> int:
+    if sys.platform != "linux":
         return 0
     try:
-        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4))
+        answer = fcntl.ioctl(sock.fileno(), request, bytes(4))
     except (OSError, ValueError):  # It is not TCP, or is closed.
         return 0
     return int.from_bytes(answer, sys.byteorder)
