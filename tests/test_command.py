@@ -269,7 +269,8 @@ async def test_a_target_that_refuses_is_told_by_502_and_the_reason(
         pass  # nobody listens there any more
     async with running("serve", "0", address) as serving:
         assert await status_of(serving.url) == (502, "connection refused by the target\n")
-        await said(caplog, "refused with 502: connection refused by the target")
+        line = await said(caplog, "refused with 502: connection refused by the target")
+        assert f" / to {address}: refused" in line
         async with (
             running("listen", "0", serving.url) as listening,
             await trio.open_tcp_stream("127.0.0.1", listening.port) as client,
@@ -764,6 +765,22 @@ async def test_a_forwarded_address_is_believed_of_trusted_proxies_only(
         async with open_ws_stream(serving.url, extra_headers=[header]) as client:
             assert await ask(client, b"x") == b"x"
         assert (await said(caplog, "1 bytes there")).startswith(f"#1 {expected}")
+
+
+async def test_a_refusal_is_told_with_the_forwarded_address_and_the_path(
+    caplog: pytest.LogCaptureFixture, tokens: Path
+) -> None:
+    options = [f"--token-file={tokens}", "--trust-forwarded=127.0.0.1"]
+    async with running("serve", "0", "db:1", *options) as serving:
+        header = (b"X-Forwarded-For", b"1.2.3.4")
+        assert (await status_of(serving.url + "db?secret", header))[0] == 401
+        line = await said(caplog, " /db: refused with 401: a bearer token is needed")
+        assert line.startswith("1.2.3.4 through 127.0.0.1:")
+        assert "secret" not in caplog.text
+        async with await trio.open_tcp_stream("127.0.0.1", serving.port) as stream:
+            await stream.send_all(b"nonsense\r\n\r\n")
+            await receive_all(stream)
+        assert (await said(caplog, "refused with 400")).startswith("127.0.0.1:")
 
 
 @pytest.mark.parametrize("who", ["client", "target"])

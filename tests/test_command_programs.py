@@ -9,7 +9,10 @@ import pty
 import resource
 import signal
 import socket
+import ssl
 import subprocess
+import sys
+from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,12 +23,14 @@ import pytest
 import trio
 
 from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, serve_ws
+from trio_wsstream.command.options import parse
 
 from .support.echoing import DATA, ask, assert_echoes, echo_server
+from .support.pages import blocks_of
 from .support.programs import LIMIT, TUNNEL, Program, port_of, running, tunnel
 from .support.receiving import receive_all
 from .support.tasks import background
-from .support.transports import AUTHORITY, SERVER_TLS
+from .support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +143,41 @@ async def test_a_value_that_only_the_library_can_judge_is_exit_code_2(
     done = await run("connect", "ws://127.0.0.1:1/", option, code=2)
     assert message in done.stderr
     assert b"hidden" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["option", "file", "https_proxy", "all_proxy"])
+@pytest.mark.parametrize("answer", [b"403 Forbidden", b"407 Proxy Authentication Required", b"200"])
+async def test_the_password_of_a_proxy_is_sent_and_never_written(
+    how: str, answer: bytes, tmp_path: Path
+) -> None:
+    asked = b""
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        while b"\r\n\r\n" not in asked:
+            asked += await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\n\r\n")
+
+    async with background() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+        proxy = f"http://me:hidden@127.0.0.1:{listener.socket.getsockname()[1]}"
+        env, option = {"no_proxy": ""}, []
+        if how == "option":
+            option = ["--proxy", proxy]
+        elif how == "file":
+            (tmp_path / "options").write_text(f"--proxy {proxy}\n")
+            option = [f"@{tmp_path}/options"]
+        else:
+            env[how] = proxy
+        url = "wss://server.invalid/"
+        for job in (["connect"], ["check"], ["check", "--json"]):
+            asked = b""
+            done = await run("-vv", *job, *option, url, code=3, env=env)
+            assert b64encode(b"me:hidden") in asked
+            for secret in (b"hidden", b64encode(b"me:hidden")):
+                assert secret not in done.stdout + done.stderr
+            if answer.startswith(b"403"):
+                assert b"many proxies allow port 443 only" in done.stdout + done.stderr
 
 
 async def test_connect_ends_when_the_server_does_and_stdin_need_not() -> None:
@@ -366,6 +406,48 @@ async def test_a_signal_drains_and_nothing_is_cut(number: int, workers: str) -> 
         assert await program.process.wait() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_no_connection_fails_while_the_certificate_is_replaced(
+    workers: int, tmp_path: Path
+) -> None:
+    """Those that begin after the program has said so get the new one."""
+    certificates = [AUTHORITY.issue_cert("localhost") for _ in range(2)]
+    ders = [
+        ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())
+        for certificate in certificates
+    ]
+    pem = tmp_path / "server.pem"
+    certificates[0].private_key_and_cert_chain_pem.write_to_path(pem)
+    seen: list[bytes] = []
+    under_load = trio.Event()
+
+    async def open_many(port: int, count: int, expected: set[bytes]) -> None:
+        for _ in range(count):
+            tcp = await trio.open_tcp_stream("127.0.0.1", port)
+            tls = trio.SSLStream(tcp, CLIENT_TLS, server_hostname="localhost")
+            async with open_ws_stream("ws://localhost/", transport=tls) as client:
+                await assert_echoes(client)
+                certificate = tls.getpeercert(binary_form=True)
+                assert certificate in expected
+                seen.append(certificate)
+                if len(seen) == 50:
+                    under_load.set()
+
+    options = [f"--cert={pem}", f"--workers={workers}"]
+    async with echo_server() as address, serving(address, *options) as (program, url):
+        port = int(url.rpartition(":")[2].rstrip("/"))
+        async with trio.open_nursery() as clients:
+            for _ in range(8):
+                clients.start_soon(open_many, port, 25, set(ders))
+            await under_load.wait()
+            certificates[1].private_key_and_cert_chain_pem.write_to_path(pem)
+            program.process.send_signal(signal.SIGHUP)
+            await program.says("have been read again", workers)
+            clients.start_soon(open_many, port, 25, {ders[1]})
+        assert len(seen) == 225
+        assert not any("failed" in line or "handshake" in line for line in program.lines)
+
+
 async def test_a_worker_that_dies_is_started_again() -> None:
     async with echo_server() as address, serving(address, "--workers=2") as (program, url):
         first = int((await program.says(r"worker 1 is process (\d+)"))[1])
@@ -430,6 +512,28 @@ async def test_out_of_descriptors_it_says_so_once_and_goes_on() -> None:
             await assert_echoes(client)
         assert sum("cannot accept" in line for line in program.lines) == 1
         assert not any("Traceback" in line for line in program.lines)
+
+
+async def test_the_dockerfile_of_the_docs_starts_it_and_knows_its_health() -> None:
+    page = Path(__file__).parents[1] / "docs" / "tunnel-service.rst"
+    (dockerfile,) = [block.code for block in blocks_of(page) if block.language == "docker"]
+    lines = dict(line.split(maxsplit=1) for line in dockerfile.splitlines())
+    assert json.loads(lines["ENTRYPOINT"]) == ["trio-wsstream"]
+    options = parse(json.loads(lines["CMD"]))
+    assert lines["STOPSIGNAL"] == "SIGTERM"
+    health = json.loads(lines["HEALTHCHECK"].removeprefix("CMD "))
+    assert f"127.0.0.1:{options.address.port}{options.health}'" in health[-1]
+    check = [sys.executable, *health[1:-1]]
+    async with echo_server() as address, serving(address, "--health", options.health) as (it, url):
+        code = health[-1].replace(str(options.address.port), str(await port_of(it)))
+        async with open_ws_stream(url) as client:
+            await assert_echoes(client)
+            await trio.run_process([*check, code])
+            it.process.terminate()
+            await it.says("stopping")
+            done = await trio.run_process([*check, code], check=False, capture_stderr=True)
+            assert b"503" in done.stderr
+            assert done.returncode == 1
 
 
 async def test_json_lines_are_json(socket_folder: Path) -> None:

@@ -7,12 +7,14 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,9 +22,13 @@ import trio
 from trio_wsstream import open_ws_stream
 
 from ..support.echoing import DATA, ask, echo_server
+from ..support.pages import blocks_of
 from ..support.programs import LIMIT, TUNNEL, free_port, port_of, running, tunnel, tunnel_to
 from ..support.transports import AUTHORITY
 from .peer import built_peer, missing, need_module, need_program
+from .proxies import microsocks, squid, tinyproxy
+
+SERVICE_PAGE = Path(__file__).parents[2] / "docs" / "tunnel-service.rst"
 
 
 async def output(command: Sequence[str | Path], stdin: bytes = b"") -> bytes:
@@ -212,8 +218,21 @@ async def test_systemd_gives_it_its_socket(tmp_path: Path) -> None:
             assert await ask(stream) == DATA
 
 
+def test_systemd_understands_the_units_of_the_docs(tmp_path: Path) -> None:
+    """And it is content with what they allow: 0 is nothing, 10 is everything."""
+    analyze = need_program("systemd-analyze", "systemd")
+    blocks = [block.code for block in blocks_of(SERVICE_PAGE) if block.language == "ini"]
+    units = [tmp_path / "tunnel.socket", tmp_path / "tunnel.service"]
+    for unit, text in zip(units, blocks, strict=True):
+        unit.write_text(text.replace("/opt/tunnel/bin/trio-wsstream", sys.executable))
+    verified = subprocess.run([analyze, "verify", *units], capture_output=True, check=True)
+    assert not verified.stdout + verified.stderr
+    security = [analyze, "security", "--offline=true", "--threshold=20", units[1]]
+    assert b"exposure level" in subprocess.run(security, capture_output=True, check=True).stdout
+
+
 async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
-    """The terminal is as it was, also when it was killed."""
+    """The terminal is as it was, also when the program was killed."""
     tmux = need_program("tmux")
     async with echo_server() as address, tunnel("-v", "serve", "0", address) as serving:
         url = f"ws://127.0.0.1:{await port_of(serving)}/"
@@ -354,23 +373,47 @@ async def test_nginx_in_front_with_tls(tmp_path: Path) -> None:
             await serving.says("127.0.0.1 through 127.0.0.1:")
 
 
-TINYPROXY = "Port {port}\nListen 127.0.0.1\nTimeout 60\nLogLevel Connect\nMaxClients 10\n"
-
-
-async def test_tinyproxy_between(tmp_path: Path) -> None:
-    tinyproxy = need_program("tinyproxy")
-    port = free_port()
-    (tmp_path / "tinyproxy.conf").write_text(TINYPROXY.format(port=port))
-    command = [tinyproxy, "-d", "-c", tmp_path / "tinyproxy.conf"]
+@pytest.mark.parametrize("proxy", [tinyproxy, squid, microsocks])
+async def test_a_proxy_between(proxy: Any) -> None:
+    scheme = "socks5" if proxy is microsocks else "http"
     async with (
         echo_server() as address,
         tunnel("serve", "0", address) as serving,
-        running(command, "Reloading config file finished"),
+        proxy() as (proxy_address, _),
     ):
         url = f"ws://127.0.0.1:{await port_of(serving)}/"
-        await ask_through(url, f"--proxy=http://127.0.0.1:{port}", connections=2)
-        done = await output([*TUNNEL, "check", url, "--proxy", f"http://127.0.0.1:{port}"])
-        assert b"It can be reached." in done
+        option = f"--proxy={scheme}://{proxy_address}"
+        await ask_through(url, option, connections=2)
+        assert b"It can be reached." in await output([*TUNNEL, "check", url, option])
+
+
+async def test_a_proxy_that_lets_nobody_through_but_to_port_443(tmp_path: Path) -> None:
+    """squid does this unless it is told otherwise."""
+    tls = AUTHORITY.issue_cert("localhost", "127.0.0.43").private_key_and_cert_chain_pem
+    tls.write_to_path(tmp_path / "server.pem")
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = ["serve", f"--cert={tmp_path}/server.pem"]
+    client = f"--ca={tmp_path}/ca.pem"
+    async with (
+        echo_server() as address,
+        tunnel(*server, "0", address) as elsewhere,
+        squid(only_443=True) as (proxy_address, _),
+    ):
+        proxy = f"--proxy=http://{proxy_address}"
+        url = f"wss://127.0.0.1:{await port_of(elsewhere)}/"
+        with trio.fail_after(LIMIT):
+            done = await trio.run_process(
+                [*TUNNEL, "check", url, client, proxy], check=False, capture_stdout=True
+            )
+        assert done.returncode == 3
+        assert b"many proxies allow port 443 only" in done.stdout
+        try:
+            with socket.create_server(("127.0.0.43", 443)):
+                pass
+        except OSError:
+            pytest.skip("this user may not listen on port 443")
+        async with tunnel(*server, "127.0.0.43:443", address):
+            await ask_through("wss://127.0.0.43/", client, proxy, connections=2)
 
 
 # Other tunnels at the other end

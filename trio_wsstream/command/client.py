@@ -90,7 +90,7 @@ def advise(options: argparse.Namespace, error: BaseException) -> str:
     if isinstance(error, ConnectionRejected):
         return _advise_for_status(options, error.status_code)
     if isinstance(error, ProxyRejected):
-        return ""
+        return _ADVICE_FOR_PROXY.get(error.status or 0, "")
     reason = describe(error).lower()
     for words, advice in _ADVICE.items():
         if words in reason:
@@ -111,6 +111,13 @@ _ADVICE: Final = {
     "record layer failure": "it does not speak TLS there: is it ws:// and not wss://?",
     "certificate required": "it wants a client certificate: --cert and --key",
     "handshake failure": "it may want a client certificate: --cert and --key",
+}
+
+
+_PROXY_CANNOT: Final = "the proxy cannot reach the server: is the URL right?"
+_ADVICE_FOR_PROXY: Final = {
+    403: "many proxies allow port 443 only: can the server listen there?",
+    **dict.fromkeys((500, 502, 503, 504), _PROXY_CANNOT),
 }
 
 

@@ -206,7 +206,8 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help=(
             "http://, https://, socks5:// or socks5h://; none: no proxy "
-            "(default: what http_proxy, https_proxy, all_proxy and no_proxy say)"
+            "(default: what http_proxy, https_proxy, all_proxy and no_proxy say); other users see "
+            "a password in it in ps, so set one of these variables instead, or use @FILE"
         ),
     )
     group.add_argument(

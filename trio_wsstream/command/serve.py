@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import os
 import socket
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -106,6 +107,8 @@ class Gateway(life.Server):
         self._tokens: dict[str, bytes] | None = None
         self._tls: list[TlsListener] = []
         self._is_unix = False  # It listens on a Unix socket.
+        # What was refused in the task at hand: `_tell_refused` is called in the same one.
+        self._refused: ContextVar[WsRequest | None] = ContextVar("refused", default=None)
         self._read_tokens()
 
     def _read_tokens(self) -> None:
@@ -153,6 +156,13 @@ class Gateway(life.Server):
 
     async def _admit(self, request: WsRequest) -> None:
         """The ``accept=`` of `serve_ws`. Raises ConnectionRejected."""
+        try:
+            await self._let_in(request)
+        except ConnectionRejected:
+            self._refused.set(request)
+            raise
+
+    async def _let_in(self, request: WsRequest) -> None:
         if self.connections.is_draining:
             raise refusal(503, "this server is stopping", (b"Retry-After", b"1"))
         user = self._authenticate(request)
@@ -216,14 +226,30 @@ class Gateway(life.Server):
         return 200, headers, b"ok\n"
 
     def _tell_refused(self, remote: object, status: int | None, reason: str) -> None:
+        request = self._refused.get()
         client = self._who(remote)
+        path = target = None
+        if request is not None:
+            client = self._client_of(remote, request.headers)
+            path = request.path.partition("?")[0]
+            target = self._routes.get(path, self.options.target)
         what = "no opening handshake"
         if status is not None:
             what = f"refused with {status}"
             phrase, _, text = reason.partition(": ")  # "502 Bad Gateway: connection refused ..."
             reason = text or phrase.removeprefix(f"{status} ")
-        text = f"{client}: {what}: {reason}"
-        log.tell("refused", text, client=client, status=status, reason=reason)
+        where = "" if path is None else f" {path}"
+        if target is not None and status in (502, 504):
+            where += f" to {target}"
+        log.tell(
+            "refused",
+            f"{client}{where}: {what}: {reason}",
+            client=client,
+            path=path,
+            target=None if target is None else str(target),
+            status=status,
+            reason=reason,
+        )
 
     def _tell_error(self, stream: WsByteStream, error: Exception) -> None:
         log.fail("error", f"{self._who(stream.remote)}: {error!r}")
@@ -233,21 +259,21 @@ class Gateway(life.Server):
     async def _carry(self, ws: WsByteStream) -> None:
         assert ws.state is not None
         connection: Connection = ws.state.connection
-        connection.client = self._client_of(ws)
+        connection.client = self._client_of(ws.remote, ws.handshake_headers)
         if not connection.user:
             connection.user = self._subject_of(ws)
         names = ("the client", "the target")
         local = connection.local
         await self.connections.carry(connection, ws, local, names=names, ws_first=True)
 
-    def _client_of(self, ws: WsByteStream) -> str:
+    def _client_of(self, remote: Any, headers: Any) -> str:
         """Its address; behind a proxy that is trusted, the one that this has forwarded."""
-        address = self._who(ws.remote)
+        address = self._who(remote)
         trusted = self.options.trust_forwarded
         if not trusted:
             return address
-        forwarded = forwarded_for(ws.handshake_headers)
-        hop = str(getattr(ws.remote, "address", address))
+        forwarded = forwarded_for(headers)
+        hop = str(getattr(remote, "address", address))
         client = ""
         while forwarded and _is_trusted(hop, trusted):
             client = hop = forwarded.pop()
