@@ -15,6 +15,11 @@ when no Ping can go out, because a connection that takes no bytes may well be de
 *A last look*: an event loop that was held up may find the deadline past while the peer's Pong lies
 in the socket. So the peer is given up only after `LAST_LOOK` seconds in which somebody really read.
 
+*Many connections* of one process, opened together, would all speak at the same moment. So each has
+an interval of its own if there are many (`spread`). It is shorter than what was asked for, because
+the first promise still holds. The two ends then seldom speak at the same moment either, and the
+second one need not: what it has heard from the first is a sign of life.
+
 The owner notes when bytes came and went. It asks `next_action` whenever `due_at` has come, or
 something has changed, and does what it is told, and asks again until it is told nothing.
 """
@@ -23,6 +28,7 @@ from __future__ import annotations
 
 import enum
 import math
+import random
 from typing import Final
 
 LAST_LOOK: Final = 0.05
@@ -33,6 +39,19 @@ that."""
 SOON: Final = 0.5
 """Seconds until the sign of life that `Keepalive.speak_soon` asks for, unless `interval` is shorter
 than four times that."""
+
+
+CROWD: Final = 100
+"""So many connections may speak at the same moment."""
+
+_SPREAD: Final = 0.1  # how much shorter an interval becomes at the most
+
+
+def spread(interval: float | None, connections: int) -> float | None:
+    """Return the interval of a new connection if there are so many others."""
+    if interval is None or connections < CROWD:
+        return interval
+    return interval * (1 - _SPREAD * random.random())
 
 
 class Action(enum.Enum):

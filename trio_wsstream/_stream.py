@@ -51,7 +51,7 @@ from ._config import StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
 from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
-from ._keepalive import Action, Keepalive
+from ._keepalive import Action, Keepalive, spread
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
@@ -153,6 +153,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "subprotocol",
     )
 
+    _open_streams = 0  # in this process
+
     @trio.lowlevel.enable_ki_protection
     def __init__(
         self,
@@ -192,7 +194,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
         self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
         self._closing = Closing(protocol, writer)
-        self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, now)
+        interval = spread(config.ping_interval, WsByteStream._open_streams)
+        self._keepalive = Keepalive(interval, config.ping_timeout, now)
+        WsByteStream._open_streams += 1
         self._keepalive_payload = b""  # of its last ping
         self._subscriptions = Subscriptions()
         self._alarm = Alarm()  # what _run waits under
@@ -883,6 +887,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self.closed is None:
             closed = self._protocol.closed(close_written=self._writer.close_written)
             self._closing.closed = closed
+            WsByteStream._open_streams -= 1
             _logger.debug("%s: %r", self.connection, closed)
             self._subscriptions.end(closed)
             self._takeover.retire(closed.code, closed.reason)
