@@ -612,7 +612,7 @@ async def test_two_streams_keep_each_other_alive_with_one_task_each(
 
 
 async def test_many_streams_that_were_opened_together_do_not_ping_together(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, heard_at = 4 * CROWD, list[float]()
 
@@ -620,6 +620,7 @@ async def test_many_streams_that_were_opened_together_do_not_ping_together(
         async for _ in stream.subscribe(kinds=PingReceived):
             heard_at.append(trio.current_time())
 
+    monkeypatch.setattr(WsByteStream, "_open_streams", 0)
     async with background() as nursery:
         opened_at = trio.current_time()
         for _ in range(pairs):
@@ -632,3 +633,4 @@ async def test_many_streams_that_were_opened_together_do_not_ping_together(
         assert len(heard_at) < 1.2 * pairs
         assert min(moments) >= 18
         assert max(moments) <= 20.1
+    assert WsByteStream._open_streams == 0

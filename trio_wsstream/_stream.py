@@ -481,6 +481,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 stream._closing.is_closed_here = True
             raise
         finally:
+            WsByteStream._open_streams -= 1
             if stream is None:  # Nobody else held it.
                 await wire.aclose_forcefully()
             elif stream.closed is None:
@@ -930,7 +931,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self.closed is None:
             closed = self._protocol.closed(close_written=self._writer.close_written)
             self._closing.closed = closed
-            WsByteStream._open_streams -= 1
             _logger.debug("%s: %r", self.connection, closed)
             self._subscriptions.end(closed)
             self._takeover.retire(closed.code, closed.reason)
