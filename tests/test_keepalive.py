@@ -628,9 +628,9 @@ async def test_many_streams_that_were_opened_together_do_not_ping_together(
                 nursery.start_soon(note, stream)
         await trio.sleep(1.5 * 20)
         moments = Counter(round(at - opened_at, 2) for at in heard_at)
-        assert max(moments.values()) <= CROWD + 10
+        assert max(moments.values()) <= 2 * CROWD
         # Who hears its peer's Ping in time need not send one.
-        assert len(heard_at) < 1.2 * pairs
+        assert len(heard_at) < 1.5 * pairs
         assert min(moments) >= 18
         assert max(moments) <= 20.1
     assert WsByteStream._open_streams == 0

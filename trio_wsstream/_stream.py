@@ -57,7 +57,7 @@ from ._config import HalfClose, StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
 from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
-from ._keepalive import Action, Keepalive, spread
+from ._keepalive import Action, Keepalive
 from ._pace import LARGEST
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
@@ -196,8 +196,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
         self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
         self._closing = Closing(protocol, writer)
-        interval = spread(config.ping_interval, WsByteStream._open_streams)
-        self._keepalive = Keepalive(interval, config.ping_timeout, now)
+        self._keepalive = Keepalive(
+            config.ping_interval, config.ping_timeout, now, WsByteStream._open_streams
+        )
         WsByteStream._open_streams += 1
         self._keepalive_payload = b""  # of its last ping
         self._subscriptions = Subscriptions()
