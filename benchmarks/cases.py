@@ -41,7 +41,7 @@ class Case:
       work (str), size (int): what the client does, and with how many bytes or connections.
       tls (bool): whether the streams are encrypted.
       kinds: the kinds that are compared. The first one is bare Trio.
-      once (bool): one sample of each kind is enough, and the kinds do not disturb each other.
+      once (bool): one sample of each kind is enough.
       samples: for each kind, what was measured in each round; None: nothing in that round.
       skipped: for each kind that cannot be measured, the reason.
     """
@@ -160,8 +160,9 @@ class Bench:
           others (int): in how many of these rounds the other libraries take part.
         """
         for case in cases:
-            case.skipped = {kind: why for kind in case.kinds if (why := why_not(kind))}
-            case.samples = {kind: [] for kind in case.kinds if kind not in case.skipped}
+            kinds = [kind for kind in case.kinds if others or kind not in OTHERS]
+            case.skipped = {kind: why for kind in kinds if (why := why_not(kind))}
+            case.samples = {kind: [] for kind in kinds if kind not in case.skipped}
         for case in cases:
             if case.once:
                 yield case.key
@@ -176,13 +177,18 @@ class Bench:
                     case.samples[kind].append(self._sample(case, kind) if is_due else None)
 
     def _measure_idle(self, cases: list[Case]) -> None:
-        """All at the same time: they take little processor time, and that is what is measured."""
+        """Other libraries and bare Trio at the same time, which makes them a little slower, as
+        they disturb each other's caches of the processor. Each of ours is alone.
+        """
         jobs = [(case, kind) for case in cases for kind in case.samples]
-        with ThreadPoolExecutor(max(1, len(jobs))) as pool:
-            for (case, kind), sample in zip(
-                jobs, pool.map(lambda job: self._sample(*job), jobs), strict=True
-            ):
-                case.samples[kind].append(sample)
+        with ThreadPoolExecutor(len(jobs) + 1) as pool:
+            for is_alone in (False, True):
+                chosen = [job for job in jobs if (job[1] == OURS) is is_alone]
+                run = map if is_alone else pool.map
+                for (case, kind), sample in zip(
+                    chosen, run(lambda job: self._sample(*job), chosen), strict=True
+                ):
+                    case.samples[kind].append(sample)
 
     def _sample(self, case: Case, kind: str) -> Sample:
         relayed = case.family == "relay"

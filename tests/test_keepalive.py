@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -19,6 +20,7 @@ from trio_wsstream import (
     StreamConfig,
     WsByteStream,
 )
+from trio_wsstream._keepalive import CROWD
 from trio_wsstream._protocol import HEARTBEAT
 
 from .support.frames import BINARY, CLOSE, PING, PONG
@@ -607,3 +609,28 @@ async def test_two_streams_keep_each_other_alive_with_one_task_each(
         events = server.subscribe(kinds=CloseReceived)
         await client.aclose()
         assert await events.receive() == CloseReceived(1000, "")
+
+
+async def test_many_streams_that_were_opened_together_do_not_ping_together(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, heard_at = 4 * CROWD, list[float]()
+
+    async def note(stream: WsByteStream) -> None:
+        async for _ in stream.subscribe(kinds=PingReceived):
+            heard_at.append(trio.current_time())
+
+    monkeypatch.setattr(WsByteStream, "_open_streams", 0)
+    async with background() as nursery:
+        opened_at = trio.current_time()
+        for _ in range(pairs):
+            for stream in await stream_pair(nursery):
+                nursery.start_soon(note, stream)
+        await trio.sleep(1.5 * 20)
+        moments = Counter(round(at - opened_at, 2) for at in heard_at)
+        assert max(moments.values()) <= 2 * CROWD
+        # Who hears its peer's Ping in time need not send one.
+        assert len(heard_at) < 1.5 * pairs
+        assert min(moments) >= 18
+        assert max(moments) <= 20.1
+    assert WsByteStream._open_streams == 0

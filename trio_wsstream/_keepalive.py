@@ -15,6 +15,12 @@ when no Ping can go out, because a connection that takes no bytes may well be de
 *A last look*: an event loop that was held up may find the deadline past while the peer's Pong lies
 in the socket. So the peer is given up only after `LAST_LOOK` seconds in which somebody really read.
 
+*Many connections* of one process, opened together, would all speak at the same moment. So if there
+are many, a new one has an interval of its own. It is shorter than what was asked for, because the
+first promise still holds. The two ends then seldom speak at the same moment either, and the second
+one need not: what it has heard from the first is a sign of life. But to wake the process for each
+of them would cost twice as much. So they are due at ticks, and those of a tick speak together.
+
 The owner notes when bytes came and went. It asks `next_action` whenever `due_at` has come, or
 something has changed, and does what it is told, and asks again until it is told nothing.
 """
@@ -23,6 +29,7 @@ from __future__ import annotations
 
 import enum
 import math
+import random
 from typing import Final
 
 LAST_LOOK: Final = 0.05
@@ -33,6 +40,13 @@ that."""
 SOON: Final = 0.5
 """Seconds until the sign of life that `Keepalive.speak_soon` asks for, unless `interval` is shorter
 than four times that."""
+
+
+CROWD: Final = 100
+"""If so many connections are open, a new one has an interval of its own."""
+
+_SPREAD: Final = 0.1  # of an interval: how much shorter it becomes at the most
+_TICK: Final = 0.01  # of an interval
 
 
 class Action(enum.Enum):
@@ -50,6 +64,7 @@ class Keepalive:
       interval (float or None): `StreamConfig.ping_interval`; None switches both clocks off.
       timeout (float or None): `StreamConfig.ping_timeout`; None: the peer is never given up.
       now (float): the time.
+      others (int): how many connections are open.
 
     Attributes, to be set:
       last_heard_at (float): when the peer last gave a sign of life.
@@ -66,6 +81,7 @@ class Keepalive:
         "_looks_since",
         "_overdue_since",
         "_speaks_at",
+        "_tick",
         "_timeout",
         "due_at",
         "is_held",
@@ -73,7 +89,13 @@ class Keepalive:
         "last_sent_at",
     )
 
-    def __init__(self, interval: float | None, timeout: float | None, now: float) -> None:
+    def __init__(
+        self, interval: float | None, timeout: float | None, now: float, others: int = 0
+    ) -> None:
+        self._tick: float | None = None
+        if interval is not None and others >= CROWD:
+            self._tick = _TICK * interval
+            interval *= 1 - _TICK - (_SPREAD - _TICK) * random.random()
         self._interval = math.inf if interval is None else interval
         self._timeout = math.inf if timeout is None else timeout
         self.last_heard_at = self.last_sent_at = now
@@ -81,7 +103,7 @@ class Keepalive:
         self._looks_since: float | None = None
         self._speaks_at = math.inf
         self.is_held = False
-        self.due_at = now + self._interval
+        self.due_at = self._at_tick(now + self._interval)
 
     @property
     def is_looking(self) -> bool:
@@ -129,7 +151,14 @@ class Keepalive:
             self.due_at = min(self.due_at, gives_up_at)
         else:
             self.due_at = min(self.due_at, gives_up_at - self._look)
+        self.due_at = self._at_tick(self.due_at)
         return None
+
+    def _at_tick(self, time: float) -> float:
+        """Return the next tick, if there are ticks."""
+        if self._tick is None or time == math.inf:
+            return time
+        return max(time, math.ceil(time / self._tick) * self._tick)
 
     @property
     def _look(self) -> float:

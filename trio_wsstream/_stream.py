@@ -155,6 +155,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "subprotocol",
     )
 
+    _open_streams = 0  # in this process
+
     @trio.lowlevel.enable_ki_protection
     def __init__(
         self,
@@ -194,7 +196,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
         self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
         self._closing = Closing(protocol, writer)
-        self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, now)
+        self._keepalive = Keepalive(
+            config.ping_interval, config.ping_timeout, now, WsByteStream._open_streams
+        )
+        WsByteStream._open_streams += 1
         self._keepalive_payload = b""  # of its last ping
         self._subscriptions = Subscriptions()
         self._alarm = Alarm(self, self._endpoints)  # what _run waits under
@@ -479,6 +484,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 stream._closing.is_closed_here = True
             raise
         finally:
+            WsByteStream._open_streams -= 1
             if stream is None:  # Nobody else held it.
                 await wire.aclose_forcefully()
             elif stream.closed is None:
