@@ -1,14 +1,11 @@
 """Measure how fast a `WsByteStream` is, beside the streams that a user would choose otherwise.
 
-Run ``python -m benchmarks --help`` in the project's directory.
+``python -m benchmarks`` measures time, page faults and memory, with client and server in fresh
+processes, as everybody has them. A `Kind` (in `kinds`) knows how a library serves and connects. A
+process of `ends` runs such a server or client. `cases` starts the processes, and `report` makes the
+tables and the plot.
 
-How it works. A `Maker` (in `makers` and `asyncio_makers`) knows how to connect two ends of one kind
-of stream. A case (in `cases`, `memory` and `imports`) is given a maker, so every kind of stream
-runs the same code. The cases that measure time run in one process over loopback, with both ends on
-one event loop. The kinds of stream take turns: each round measures every kind once, so that other
-work on the machine slows all of them alike. The report gives the median of each kind, and the
-quartiles of the ratios within the rounds (`results`, `report`).
-
-The asyncio makers run on an asyncio loop in the same process. The Trio task that measures runs that
-loop and waits for it, so only one of the two loops runs at any time.
+``python -m benchmarks --check`` counts work in one process (`counts`). `memory` and `many` have one
+process, too, and tell what streams allocate, and whether thousands of them work. One process cannot
+tell how fast a stream is: there the order in which the two ends run decides that.
 """

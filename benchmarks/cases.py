@@ -1,280 +1,230 @@
-"""The cases that measure time: what work is timed, how often, and in which order.
+"""The cases, and how their samples are taken: the driver of the processes in `ends`.
 
-A case is opened on a `Meeting` and yields the work to be timed: a coroutine function that does one
-unit of work a given number of times. For each kind of stream `measure` first finds how many units
-fill one sample. Then the kinds take turns. `measure` reverses their order after each round, so that
-no kind always runs after the same other kind.
+Each sample has a server and a client in fresh processes (a relay has a third). Some samples of a
+fresh process are slow by nothing but where its memory allocator has put things, and a process that
+is measured again and again would have that luck for ever. In each round every kind of stream takes
+its turn in a case, so that other work on the machine slows all of them alike. The order is turned
+around from round to round, so that no kind always runs after the same other one.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from .asyncio_makers import ASYNCIO_MAKERS, hosted
-from .makers import (
-    TCP,
-    TLS_MAKERS,
-    TLS_TCP,
-    TRIO_MAKERS,
-    TRIO_WEBSOCKET,
-    End,
-    Maker,
-    Meeting,
-    receive_exactly,
-)
-from .results import Result
+from .ends import PEM
+from .kinds import BARE, HOST, KINDS, OTHERS, OURS, OURS_INSIDE
 
 KIB: Final = 1024
-SIZES: Final = {"1k": KIB, "16k": 16 * KIB, "64k": 64 * KIB, "1m": 1024 * KIB}
+MIB: Final = 1024 * KIB
+GO: Final = "Go's NetConn"
+PATIENCE: Final = 600  # seconds for a sample to be over
 
-Work = Callable[[int], Awaitable[object]]
-Clock = Callable[[], float]
-
-CLOCKS: Final[dict[str, Clock]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""The clocks to measure with. On a machine with other work to do, processor time is fairer: both
-ends run in one thread, which never waits for anything outside itself."""
+Sample = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class TimedCase:
-    """A case whose time is measured.
+@dataclass
+class Case:
+    """What is measured, of which kinds of stream, and the samples.
 
     Attributes:
-      key (str), title (str), unit (str), baseline (str), rises (bool): the same as in `Result`.
-      open: a function that returns a context manager, which yields the work.
-      scale (float): the value, in ``unit``, of one unit of work per second. If less is better, the
-          value of one second per unit of work.
-      makers: the makers of the streams to compare.
+      key (str), title (str): its name in the command line, and in tables.
+      family (str): the cases of one table have the same.
+      work (str), size (int): what the client does, and with how many bytes or connections.
+      tls (bool): whether the streams are encrypted.
+      kinds: the kinds that are compared. The first one is bare Trio.
+      once (bool): one sample of each kind is enough, and the kinds do not disturb each other.
+      samples: for each kind, what was measured in each round; None: nothing in that round.
+      skipped: for each kind that cannot be measured, the reason.
     """
 
     key: str
     title: str
-    unit: str
-    open: Callable[[Meeting], AbstractAsyncContextManager[Work]]
-    scale: float
-    rises: bool
-    baseline: str = TCP
-    makers: tuple[Maker, ...] = (*TRIO_MAKERS, *ASYNCIO_MAKERS)
-
-    def value(self, count: int, seconds: float) -> float:
-        """Return the measured value, in ``unit``, if ``count`` units of work took ``seconds``."""
-        return self.scale * (count / seconds if self.rises else seconds / count)
+    family: str
+    work: str
+    size: int
+    kinds: tuple[str, ...]
+    tls: bool = False
+    once: bool = False
+    samples: dict[str, list[Sample | None]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-# The work that is timed
+def _transfers(family: str, kinds: tuple[str, ...]) -> Iterator[Case]:
+    tls = family == "tls"
+    for way in ("up", "down"):
+        for name, size in (("1k", KIB), ("16k", 16 * KIB), ("64k", 64 * KIB), ("1m", MIB)):
+            title = f"{way}, {size // KIB} KiB" if size < MIB else f"{way}, 1 MiB"
+            yield Case(f"{family}-{way}-{name}", title, family, way, size, kinds, tls)
+    for title, size in (("32 B", 32), ("4 KiB", 4 * KIB)):
+        key = f"{family}-trip-{title.partition(' ')[0]}{'k' if size > KIB else ''}"
+        yield Case(key, f"round trip, {title}", family, "round trip", size, kinds, tls)
 
 
-@asynccontextmanager
-async def _open_pair(meeting: Meeting) -> AsyncGenerator[tuple[End, End], None]:
-    client, server = await meeting.pair()
-    yield client, server
-    await meeting.close(client, server)
+def make_cases() -> list[Case]:
+    """Return all cases, without samples."""
+    relays = (BARE, OURS, GO)
+    every = (BARE, OURS, *OTHERS)
+    return [
+        *_transfers("ws", every),
+        *_transfers("tls", (BARE, OURS, OURS_INSIDE, *OTHERS)),
+        Case("relay-up", "up, 64 KiB", "relay", "up", 64 * KIB, relays),
+        Case("relay-down", "down, 64 KiB", "relay", "down", 64 * KIB, relays),
+        Case("relay-trip", "round trip, 32 B", "relay", "round trip", 32, relays),
+        Case("ws-connections", "ws", "connections", "connections", 0, every),
+        Case("tls-connections", "wss", "connections", "connections", 0, every, tls=True),
+        Case("idle-2000", "2,000", "idle", "idle", 2_000, every, once=True),
+        Case("idle-10000", "10,000", "idle", "idle", 10_000, (BARE, OURS), once=True),
+    ]
 
 
-@asynccontextmanager
-async def _transfer(meeting: Meeting, *, size: int, upwards: bool) -> AsyncGenerator[Work, None]:
-    """Send writes of ``size`` bytes one way, and read until all bytes have arrived."""
-    data = bytes(range(256)) * (size // 256)
-    async with _open_pair(meeting) as (client, server):
-        sender, receiver = (client, server) if upwards else (server, client)
-
-        async def transfer(count: int) -> None:
-            async def send() -> None:
-                for _ in range(count):
-                    await sender.send_all(data)
-
-            async def receive() -> None:
-                left = count * size
-                while left > 0:
-                    left -= len(await receiver.receive_some())
-
-            await meeting.both(send, receive)
-
-        yield transfer
+# Processes
 
 
-@asynccontextmanager
-async def _round_trip(meeting: Meeting, *, size: int) -> AsyncGenerator[Work, None]:
-    """Send ``size`` bytes to the server, and the same number back."""
-    data = bytes(size)
-    async with _open_pair(meeting) as (client, server):
-
-        async def round_trips(count: int) -> None:
-            async def ask() -> None:
-                for _ in range(count):
-                    await client.send_all(data)
-                    await receive_exactly(client, size)
-
-            async def answer() -> None:
-                for _ in range(count):
-                    await receive_exactly(server, size)
-                    await server.send_all(data)
-
-            await meeting.both(ask, answer)
-
-        yield round_trips
-
-
-@asynccontextmanager
-async def _connect(meeting: Meeting) -> AsyncGenerator[Work, None]:
-    """Connect, take over, do one round trip and close, one connection after the other."""
-    data = bytes(32)
-
-    async def connect(count: int) -> None:
-        for _ in range(count):
-            client, server = await meeting.pair()
-
-            async def ask(client: End = client) -> None:
-                await client.send_all(data)
-                await receive_exactly(client, len(data))
-
-            async def answer(server: End = server) -> None:
-                await receive_exactly(server, len(data))
-                await server.send_all(data)
-
-            await meeting.both(ask, answer)
-            await meeting.close(client, server)
-
-    yield connect
+@contextlib.contextmanager
+def _process(*arguments: str, command: Iterable[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Run a process of `ends`, or another command, and kill it in the end."""
+    command = [*command] or [sys.executable, "-m", "benchmarks.ends"]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            with process:
+                try:
+                    yield process
+                finally:
+                    process.kill()
+        except Exception:
+            errors.seek(0)
+            sys.stderr.write(errors.read())
+            raise
 
 
-def _transfer_case(upwards: bool, name: str, tls: bool = False) -> TimedCase:
-    way = "c2s" if upwards else "s2c"
-    way_title = "client to server" if upwards else "server to client"
-    size = SIZES[name]
-    size_title = f"{size // KIB} KiB" if size < KIB * KIB else "1 MiB"
-    return TimedCase(
-        f"tls-{way}" if tls else f"{way}-{name}",
-        f"{'TLS inside, ' if tls else ''}{way_title}, writes of {size_title}",
-        "GB/s",
-        partial(_transfer, size=size, upwards=upwards),
-        scale=size / 1e9,
-        rises=True,
-        baseline=TLS_TCP if tls else TCP,
-        makers=TLS_MAKERS if tls else (*TRIO_MAKERS, *ASYNCIO_MAKERS),
-    )
+def _port(process: subprocess.Popen[str]) -> int:
+    """Wait until a server listens. Its first line ends with its port."""
+    assert process.stdout
+    words = process.stdout.readline().replace(":", " ").split()
+    return int(words[-1])
 
 
-TIMED_CASES: Final = (
-    *(_transfer_case(False, name) for name in SIZES),
-    *(_transfer_case(True, name) for name in SIZES),
-    TimedCase(
-        "rtt-32",
-        "round trip of 32 bytes",
-        "us",
-        partial(_round_trip, size=32),
-        scale=1e6,
-        rises=False,
-    ),
-    TimedCase(
-        "rtt-4k",
-        "round trip of 4 KiB",
-        "us",
-        partial(_round_trip, size=4 * KIB),
-        scale=1e6,
-        rises=False,
-    ),
-    TimedCase(
-        "connect",
-        "connect, take over, one round trip, close",
-        "1/s",
-        _connect,
-        scale=1,
-        rises=True,
-        baseline=TRIO_WEBSOCKET,
-    ),
-    _transfer_case(False, "64k", tls=True),
-    _transfer_case(True, "64k", tls=True),
-)
-
-
-# How the work is timed
-
-
-@dataclass
-class _Contender:
-    """One kind of stream in a case."""
-
-    name: str
-    work: Work
-    runner: asyncio.Runner | None  # None for a stream that runs on Trio
-    clock: Clock
-    count: int = 1  # units of work in a sample
-
-    async def sample(self) -> float:
-        """Take one sample and return how many seconds it took."""
-        gc.collect()
-        if self.runner is None:
-            start = self.clock()
-            await self.work(self.count)
-            return self.clock() - start
-
-        async def work() -> None:
-            await self.work(self.count)
-
-        start = self.clock()
-        self.runner.run(work())
-        return self.clock() - start
-
-    async def calibrate(self, seconds: float) -> None:
-        """Choose ``count`` so that one sample takes about ``seconds``. It warms up the code too."""
-        while (taken := await self.sample()) < seconds / 4:
-            self.count *= 2 if taken > seconds / 32 else 8
-        self.count = max(1, round(self.count * seconds / taken))
-
-
-async def _enter(
-    stack: AsyncExitStack,
-    runner: asyncio.Runner | None,
-    manager: AbstractAsyncContextManager[Any],
-) -> Any:
-    return await stack.enter_async_context(manager if runner is None else hosted(runner, manager))
-
-
-async def measure(
-    case: TimedCase, makers: Iterable[Maker], rounds: int, seconds: float, clock: Clock
-) -> dict[str, list[float]]:
-    """Time a case with the streams of ``makers``, which take turns.
+class Bench:
+    """Takes samples. It is a context manager.
 
     Args:
-      case (TimedCase): the case to time.
-      makers: the makers of the streams to compare.
-      rounds (int): how many samples to take of each stream.
-      seconds (float): about how many seconds each sample takes.
-      clock: one of `CLOCKS`.
+      seconds (float): about how long the measured section of a sample takes.
+      idle (float): how long nothing happens on idle connections.
 
-    Returns:
-      dict: for each stream's name, a list with one value for each round.
+    Attributes:
+      folder (str): where the TLS certificates are meanwhile.
     """
-    async with AsyncExitStack() as stack:
-        asyncio_runner = stack.enter_context(asyncio.Runner())
-        contenders = []
-        for maker in makers:
-            runner = asyncio_runner if maker.loop == "asyncio" else None
-            meeting = await _enter(stack, runner, maker.meet())
-            work = await _enter(stack, runner, case.open(meeting))
-            contenders.append(_Contender(maker.name, work, runner, clock))
-        for contender in contenders:
-            await contender.calibrate(seconds)
-        values: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-        gc.collect()
-        gc.freeze()  # From now on the garbage collector looks only at objects that the work makes.
-        for _ in range(rounds):
-            for contender in contenders:
-                taken = await contender.sample()
-                values[contender.name].append(case.value(contender.count, taken))
-            contenders.reverse()
-        gc.unfreeze()
-    return values
+
+    def __init__(self, seconds: float, idle: float) -> None:
+        self._seconds = seconds
+        self._idle = idle
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = self._temporary.name
+
+    def __enter__(self) -> Bench:
+        import trustme
+
+        authority = trustme.CA()
+        folder = Path(self.folder)
+        authority.cert_pem.write_to_path(folder / PEM["client"])
+        authority.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(
+            folder / PEM["server"]
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._temporary.cleanup()
+
+    def measure(self, cases: list[Case], rounds: int, others: int) -> Iterator[str]:
+        """Measure. This yields what it is about to do.
+
+        Args:
+          cases: the cases, which are given their samples.
+          rounds (int): how many samples are taken of bare Trio and of our streams.
+          others (int): in how many of these rounds the other libraries take part.
+        """
+        for case in cases:
+            case.skipped = {kind: why for kind in case.kinds if (why := why_not(kind))}
+            case.samples = {kind: [] for kind in case.kinds if kind not in case.skipped}
+        for case in cases:
+            if case.once:
+                yield case.key
+        self._measure_idle([case for case in cases if case.once])
+        for number in range(rounds):
+            for case in cases:
+                if case.once:
+                    continue
+                yield f"round {number + 1} of {rounds}: {case.key}"
+                for kind in list(case.samples)[:: -1 if number % 2 else 1]:
+                    is_due = kind not in OTHERS or number * others % rounds < others
+                    case.samples[kind].append(self._sample(case, kind) if is_due else None)
+
+    def _measure_idle(self, cases: list[Case]) -> None:
+        """All at the same time: they take little processor time, and that is what is measured."""
+        jobs = [(case, kind) for case in cases for kind in case.samples]
+        with ThreadPoolExecutor(max(1, len(jobs))) as pool:
+            for (case, kind), sample in zip(
+                jobs, pool.map(lambda job: self._sample(*job), jobs), strict=True
+            ):
+                case.samples[kind].append(sample)
+
+    def _sample(self, case: Case, kind: str) -> Sample:
+        relayed = case.family == "relay"
+        folder = self.folder if case.tls else ""
+        server_kind = BARE if relayed else kind
+        client_kind = BARE if kind == BARE or not relayed else OURS
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(
+                _process("client", client_kind if relayed else kind, folder)
+            )
+            processes = [stack.enter_context(_process("server", server_kind, folder))]
+            port = _port(processes[0])
+            if relayed:
+                command = go_relay() if kind == GO else ()
+                arguments = (
+                    ("serve", f"{HOST}:{port}") if kind == GO else ("server", kind, "", str(port))
+                )
+                processes.append(stack.enter_context(_process(*arguments, command=command)))
+                port = _port(processes[1])
+            job = {
+                "port": port,
+                "work": case.work,
+                "size": case.size,
+                "seconds": self._idle if case.work == "idle" else self._seconds,
+                "pids": [client.pid, *(process.pid for process in processes)],
+            }
+            said, _ = client.communicate(json.dumps(job) + "\n", timeout=PATIENCE)
+            sample: Sample = json.loads(said)
+            return sample
 
 
-def result_of(case: TimedCase) -> Result:
-    """Return a `Result` for ``case`` that has no samples yet."""
-    return Result(case.key, case.title, case.unit, case.baseline, case.rises)
+def go_relay() -> list[str]:
+    """Return the command of the relay in Go, which the tests with other programs use, too."""
+    from tests.interop.build import BUILDS
+
+    build = BUILDS["go"]
+    program, command = build.find(build.target, "pumps")
+    return [str(word) for word in command] if program.exists() else []
+
+
+def why_not(kind: str) -> str:
+    """Return why a kind cannot be measured, or an empty string."""
+    if kind == GO:
+        return "" if go_relay() else "it is not built: python -m tests.interop.build go"
+    return "" if KINDS[kind].is_installed else f"{KINDS[kind].requires} is not installed"

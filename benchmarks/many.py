@@ -105,9 +105,9 @@ class _Many:
                 await connect()
                 await self._time_round_trip(round_trips)  # This run only warms up the code.
                 found.alone = await self._time_round_trip(round_trips)
-                memory = _resident()
+                memory = resident()
                 found.opening = await _time([connect] * (found.pairs - 1))
-                found.memory = (_resident() - memory) / max(1, found.pairs - 1)
+                found.memory = (resident() - memory) / max(1, found.pairs - 1)
                 found.among_all = await self._time_round_trip(round_trips)
                 if idle:
                     start = time.process_time()
@@ -188,7 +188,7 @@ def _count_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def _resident() -> int:
+def resident() -> int:
     """Return the resident memory of this process in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

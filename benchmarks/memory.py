@@ -1,232 +1,112 @@
-"""The cases that measure memory. Each kind of stream is measured in a process of its own.
+"""What an idle pair of streams allocates, and where: ``python -m benchmarks.memory [--lines]``.
 
-These processes run ``python -m benchmarks.memory idle NAME PAIRS`` and ``python -m
-benchmarks.memory message NAME BYTES WAY``. They print what they find as JSON. They read ``/proc``,
-so they run on Linux only.
+Both ends are in this process, so that tracemalloc sees all of it. There is nothing but the streams:
+no tasks of callers, no nurseries of `open_ws_stream`, no servers. So this cannot tell what a
+connection takes in a program; the cases ``idle-*`` of ``python -m benchmarks`` do. And it says
+nothing about time: in one process the order in which the two ends run decides how fast they are.
 
-The case *one message* has its own peer, a thread with a blocking socket, because no library can
-send one message of 1 GiB without having it in memory. The peer sends one frame, whose payload is
-the same piece again and again. Over bare TCP it sends the payload alone.
+The resident memory is read from ``/proc``, so this runs on Linux only.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import contextlib
-import gc
-import hashlib
-import json
-import resource
-import socket
-import statistics
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+import argparse
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
-from .asyncio_makers import ASYNCIO_MAKERS
-from .makers import HOST, OURS, TCP, TRIO_MAKERS, Maker, by_name, receive_exactly
-from .many import raise_file_limit
-from .results import Result
+from trio_wsstream import WsByteStream, _connecting, _handshake
 
-MAKERS: Final = (*TRIO_MAKERS, *ASYNCIO_MAKERS)
-MIB: Final = 2**20
-WAYS: Final = {"s2c": "server to client", "c2s": "client to server"}
+from .many import raise_file_limit, resident
 
-PROCESS: Final = Path("/proc/self")
-_PIECE: Final = bytes(MIB)
-_SETTLING_TIME: Final = 0.5  # seconds; after that a new connection has nothing left to do
+HOST: Final = "127.0.0.1"
+_WARM_UP: Final = 20  # pairs
+_SETTLING: Final = 0.5  # seconds; after that a new stream has nothing left to do
 
 
-# What runs in the process that measures
+async def _welcome(request: Any) -> tuple[None, tuple[()]]:
+    return None, ()
 
 
-def _resident() -> int:
-    """Return the resident memory of this process in bytes."""
-    gc.collect()
-    return int((PROCESS / "statm").read_text().split()[1]) * resource.getpagesize()
+async def _make_streams(client: Any, server: Any, port: int, nursery: trio.Nursery) -> list[Any]:
+    """Return the two ends of a WebSocket over the two ends of a TCP connection."""
+    streams = []
+
+    async def connect() -> None:
+        request = _handshake.make_request(f"{HOST}:{port}", "/")
+        streams.append(WsByteStream(await _handshake.connect(client, request), nursery))
+
+    async def accept() -> None:
+        connection, _ = await _handshake.accept(server, _welcome, max_header_size=16384)
+        streams.append(WsByteStream(connection, nursery))
+
+    async with trio.open_nursery() as both:
+        both.start_soon(connect)
+        both.start_soon(accept)
+    return streams
 
 
-def _reset_peak() -> None:
-    (PROCESS / "clear_refs").write_text("5")
+async def measure(pairs: int, *, bare: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
+    """Return what ``read`` tells before ``pairs`` pairs are opened, and when they are idle."""
+    kept: list[Any] = []
+    (listener,) = await trio.open_tcp_listeners(0, host=HOST)
+    port = listener.socket.getsockname()[1]
+
+    async def open_pairs(count: int, nursery: trio.Nursery) -> None:
+        for _ in range(count):
+            client = await _connecting.open_tcp(HOST, port, HOST)
+            server = await listener.accept()
+            kept.extend(
+                (client, server) if bare else await _make_streams(client, server, port, nursery)
+            )
+        await trio.sleep(_SETTLING)
+
+    async with listener, trio.open_nursery() as nursery:
+        await open_pairs(_WARM_UP, nursery)
+        before = read()
+        await open_pairs(pairs, nursery)
+        after = read()
+        nursery.cancel_scope.cancel()
+    return before, after
 
 
-def _peak() -> int:
-    """Return the highest resident memory, in bytes, since `_reset_peak` was called."""
-    status = (PROCESS / "status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+def show_lines(pairs: int, before: tracemalloc.Snapshot, after: tracemalloc.Snapshot) -> None:
+    """Print which lines have allocated what an idle pair keeps."""
+    found: Counter[str] = Counter()
+    for change in after.compare_to(before, "lineno"):
+        frame = change.traceback[0]
+        found[f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"] += change.size_diff
+    for line, size in found.most_common(50):
+        print(f"{size / pairs:8.0f} bytes  {line}")
+    print(f"{found.total() / pairs / 1024:8.1f} KiB in all, for each pair")
 
 
-async def _open_idle(maker: Maker, count: int) -> dict[str, float]:
-    """Open ``count`` pairs, let them become idle, and return what each costs."""
-    is_trio = maker.loop == "trio"
-
-    def tasks() -> int:
-        if is_trio:
-            return trio.lowlevel.current_statistics().tasks_living
-        return len(asyncio.all_tasks())
-
-    async def settle() -> None:
-        if is_trio:
-            await trio.sleep(_SETTLING_TIME)
-        else:
-            await asyncio.sleep(_SETTLING_TIME)
-
-    async with maker.meet() as meeting:
-        pairs = [await meeting.pair() for _ in range(10)]  # These warm up the code.
-        await settle()
-        memory_before, tasks_before = _resident(), tasks()
-        pairs += [await meeting.pair() for _ in range(count)]
-        await settle()
-        memory, new_tasks = _resident() - memory_before, tasks() - tasks_before
-        for pair in pairs:
-            await meeting.close(*pair)
-    return {"memory": memory / count / 1024, "tasks": new_tasks / count}
-
-
-async def _receive_message(maker: Maker, size: int, way: str) -> dict[str, float]:
-    """Receive one message from a `_Peer`, and return the peak memory that this took."""
-    async with maker.meet() as meeting:
-        listener = socket.create_server((HOST, 0))
-        peer = _Peer(size, speaks_websocket=maker.speaks_websocket, masked=way == "c2s")
-        if way == "c2s":
-            peer.start(lambda: socket.create_connection((HOST, meeting.port)))
-            receiver = await meeting.accept()
-        else:
-            peer.start(lambda: listener.accept()[0])
-            receiver = await meeting.connect(listener.getsockname()[1])
-        await receive_exactly(receiver, len(_PIECE))  # This warms up the code.
-        listener.close()
-        start = _resident()
-        _reset_peak()
-        peer.may_send.set()
-        await receive_exactly(receiver, size)
-        peak = _peak() - start
-        peer.may_close.set()
-        with contextlib.suppress(Exception):  # The peer does no closing handshake.
-            await receiver.aclose()
-    return {"memory": peak / MIB}
-
-
-class _Peer:
-    """A peer that sends one message of 1 MiB, and one of ``size`` bytes once `may_send` is set."""
-
-    def __init__(self, size: int, *, speaks_websocket: bool, masked: bool) -> None:
-        self.may_send = threading.Event()
-        self.may_close = threading.Event()
-        self._size = size
-        self._speaks_websocket = speaks_websocket
-        self._masked = masked
-
-    def start(self, connect: Callable[[], socket.socket]) -> None:
-        """Start a thread that connects and sends."""
-        threading.Thread(target=self._run, args=(connect,), daemon=True).start()
-
-    def _run(self, connect: Callable[[], socket.socket]) -> None:
-        with connect() as peer:
-            if self._speaks_websocket:
-                (_ask if self._masked else _answer)(peer)
-            self._send_message(peer, len(_PIECE))
-            self.may_send.wait()
-            self._send_message(peer, self._size)
-            self.may_close.wait()
-
-    def _send_message(self, peer: socket.socket, size: int) -> None:
-        if self._speaks_websocket:
-            second = (0x80 if self._masked else 0) | 127
-            peer.sendall(bytes((0x82, second)) + size.to_bytes(8, "big"))
-        if self._masked and self._speaks_websocket:
-            peer.sendall(bytes(4))  # A masking key of zeros leaves the payload as it is.
-        for _ in range(size // len(_PIECE)):
-            peer.sendall(_PIECE)
-
-
-def _receive_head(peer: socket.socket) -> bytes:
-    """Receive an HTTP head, and no byte that follows it."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += peer.recv(1)
-    return head
-
-
-def _ask(peer: socket.socket) -> None:
-    """Do a client's opening handshake (RFC 6455, section 4)."""
-    peer.sendall(
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    _receive_head(peer)
-
-
-def _answer(peer: socket.socket) -> None:
-    """Do a server's opening handshake."""
-    lines = _receive_head(peer).split(b"\r\n")
-    key = next(line[18:].strip() for line in lines if line.lower().startswith(b"sec-websocket-key"))
-    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-    peer.sendall(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
-    )
-
-
-def _main(what: str, name: str, size: str, *way: str) -> None:
-    maker = by_name(name, MAKERS)
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
+    parser.add_argument("--pairs", metavar="N", type=int, default=1500, help="default: 1500")
+    parser.add_argument("--lines", action="store_true", help="show which lines allocate it")
+    arguments = parser.parse_args()
     raise_file_limit()
 
-    async def measure() -> dict[str, float]:
-        if what == "idle":
-            return await _open_idle(maker, int(size))
-        return await _receive_message(maker, int(size), *way)
+    def run(bare: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
+        async def both() -> tuple[Any, Any]:
+            return await measure(arguments.pairs, bare=bare, read=read)
 
-    found = trio.run(measure) if maker.loop == "trio" else asyncio.run(measure())
-    print(json.dumps(found))
+        return trio.run(both)
 
-
-# What runs in the process that reports
-
-
-def is_possible() -> bool:
-    """Return whether this system tells how much memory a process has."""
-    return (PROCESS / "clear_refs").exists()
-
-
-def _run(*arguments: object) -> dict[str, float]:
-    """Measure in a new process."""
-    command = [sys.executable, "-m", "benchmarks.memory", *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def measure_idle(makers: Iterable[Maker], pairs: int) -> Iterator[Result]:
-    """Measure the memory and the tasks of each idle open pair, both ends together."""
-    memory = Result("idle-memory", "memory for each idle pair", "KiB", TCP)
-    tasks = Result("idle-tasks", "tasks for each idle pair", "", TCP)
-    for maker in makers:
-        found = _run("idle", maker.name, pairs)
-        memory.samples[maker.name] = [found["memory"]]
-        tasks.samples[maker.name] = [found["tasks"]]
-    yield memory
-    yield tasks
-
-
-def measure_message(makers: Iterable[Maker], size: int, way: str) -> Result:
-    """Measure by how much memory rises at most while one message is received."""
-    title = f"one message of {size // MIB} MiB, {WAYS[way]}: peak memory"
-    result = Result(f"message-{way}", title, "MiB", TCP)
-    for maker in makers:
-        # These two need so little memory that the chance of the allocator shows: take a median.
-        runs = 5 if maker.name in (TCP, OURS) else 1
-        peaks = [_run("message", maker.name, size, way)["memory"] for _ in range(runs)]
-        result.samples[maker.name] = [statistics.median(peaks)]
-    return result
+    if arguments.lines:
+        tracemalloc.start()
+        show_lines(arguments.pairs, *run(False, tracemalloc.take_snapshot))
+        return
+    for name, bare in ("bare Trio", True), ("WsByteStream", False):
+        before, after = run(bare, resident)
+        print(f"{name}: {(after - before) / arguments.pairs / 1024:.1f} KiB for each idle pair")
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    main()

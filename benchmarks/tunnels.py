@@ -5,14 +5,17 @@ It is compared to two bare relays in place of the halves, each with two pumps on
 tell what the WebSocket costs, and not what it costs to pass through two more processes. Processor
 time is that of both halves.
 
-wstunnel and chisel carry many connections over one WebSocket. websocat gives each its own, as
-trio-wsstream does.
+wstunnel and chisel carry many connections over one WebSocket. websocat and Go's pumps, which copy
+between TCP and a NetConn of coder/websocket, give each its own, as trio-wsstream does. These two
+are found where ``nox -s interop`` has built them, or on the path. If a tunnel cuts a case short,
+the table says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -25,6 +28,8 @@ from functools import partial
 from typing import Final
 
 import trio
+
+from tests.interop.build import BUILDS
 
 CHUNK: Final = 65536  # bytes
 ROUND_TRIPS: Final = 2000
@@ -42,6 +47,8 @@ RELAY: Final = [PYTHON, "-m", "benchmarks.tunnels", "--relay"]
 def halves(name: str, local: int, middle: int, target: int) -> tuple[Command, Command]:
     """The commands of the half at the target, and of the half at the clients."""
     url, there = f"ws://127.0.0.1:{middle}", f"127.0.0.1:{target}"
+    websocat = program("rust", "websocat") or ""
+    pumps = program("go", "pumps") or ""
     return {
         "two bare relays": (
             [*RELAY, str(middle), str(target)],
@@ -52,8 +59,12 @@ def halves(name: str, local: int, middle: int, target: int) -> tuple[Command, Co
             [*OURS, "listen", str(local), f"{url}/"],
         ),
         "websocat": (
-            ["websocat", "-q", "--binary", f"ws-l:127.0.0.1:{middle}", f"tcp:{there}"],
-            ["websocat", "-q", "--binary", f"tcp-l:127.0.0.1:{local}", f"{url}/"],
+            [websocat, "-q", "--binary", f"ws-l:127.0.0.1:{middle}", f"tcp:{there}"],
+            [websocat, "-q", "--binary", f"tcp-l:127.0.0.1:{local}", f"{url}/"],
+        ),
+        "Go's pumps": (
+            [pumps, "serve", there, f"127.0.0.1:{middle}"],
+            [pumps, "listen", url, f"127.0.0.1:{local}"],
         ),
         "wstunnel": (
             ["wstunnel", "server", url],
@@ -66,10 +77,21 @@ def halves(name: str, local: int, middle: int, target: int) -> tuple[Command, Co
     }[name]
 
 
-NAMES: Final = ("two bare relays", "trio-wsstream", "websocat", "wstunnel", "chisel")
+def program(language: str, name: str) -> str | None:
+    """A program that the tests' peers have built, or one on the path."""
+    build = BUILDS[language]
+    file, _ = build.find(build.target, name)
+    return str(file) if file.exists() else shutil.which(name)
+
+
+NAMES: Final = ("two bare relays", "trio-wsstream", "websocat", "Go's pumps", "wstunnel", "chisel")
 
 
 def is_installed(name: str) -> bool:
+    if name == "websocat":
+        return program("rust", name) is not None
+    if name == "Go's pumps":
+        return program("go", "pumps") is not None
     return name in ("two bare relays", "trio-wsstream") or shutil.which(name) is not None
 
 
@@ -120,7 +142,8 @@ async def up(port: int, chunks: int) -> None:
         for _ in range(chunks):
             await stream.send_all(bytes(CHUNK))
         await stream.send_eof()
-        assert await stream.receive_some() == b"!"
+        if await stream.receive_some() != b"!":
+            raise trio.BrokenResourceError("there was no answer after the half-close")
 
 
 async def down(port: int, chunks: int) -> None:
@@ -128,7 +151,10 @@ async def down(port: int, chunks: int) -> None:
         await stream.send_all(b"d%d" % chunks)
         count = 0
         while count < chunks * CHUNK:
-            count += len(await stream.receive_some())
+            data = await stream.receive_some()
+            if not data:
+                raise trio.BrokenResourceError("it ended too early")
+            count += len(data)
 
 
 async def round_trips(port: int, _: int, count: int = ROUND_TRIPS) -> None:
@@ -205,7 +231,10 @@ async def tunnel(
 
 
 async def measure(names: list[str], rounds: int, chunks: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds by the clock and by the processors, as ``case`` and ``case, processor``."""
+    """Seconds by the clock and by the processors, as ``case`` and ``case, processor``.
+
+    They are not a number where the tunnel has cut something short, or took longer than `LIMIT`.
+    """
     results: dict[tuple[str, str], list[float]] = {}
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
@@ -215,8 +244,11 @@ async def measure(names: list[str], rounds: int, chunks: int) -> dict[tuple[str,
                 async with tunnel(name, target) as (port, processes):
                     for case, run in CASES.items():
                         spent, began_at = processor_time(processes), time.perf_counter()
-                        with trio.fail_after(LIMIT):
-                            await run(port, chunks)  # type: ignore[misc]
+                        try:
+                            with trio.fail_after(LIMIT):
+                                await run(port, chunks)  # type: ignore[misc]
+                        except (trio.BrokenResourceError, trio.TooSlowError):
+                            began_at = spent = math.nan
                         took = time.perf_counter() - began_at
                         spent = processor_time(processes) - spent
                         results.setdefault((name, case), []).append(took)
@@ -277,7 +309,8 @@ def show(results: dict[tuple[str, str], list[float]], names: list[str]) -> None:
         print(f"\n{case}: {bare:.3f} s in {NAMES[0]}")
         for name in names[1:]:
             ratio = statistics.median(results[name, case]) / bare if bare else float("nan")
-            print(f"    {name:{width}}  {ratio:.2f} times as long")
+            is_cut = any(map(math.isnan, results[name, case]))
+            print(f"    {name:{width}}  {'cut short' if is_cut else f'{ratio:.2f} times as long'}")
 
 
 def main() -> None:

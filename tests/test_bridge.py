@@ -297,6 +297,36 @@ async def test_a_websocket_that_another_task_closes_gets_its_code_and_tcp_is_res
         assert isinstance((await pair.finish()).error, trio.ClosedResourceError)
 
 
+@pytest.mark.parametrize("kind", ["ws tcp", "memory"])
+async def test_a_socket_that_another_task_has_closed_is_told(kind: str) -> None:
+    async with background() as nursery:
+        near_left = (await ends_of(kind, nursery, TUNNEL, TUNNEL))[1]
+        far, near = await tcp_transport()
+        await near.aclose()
+        result = await bridge(near_left, near)
+        assert isinstance(result.error, trio.ClosedResourceError)
+        await trio.aclose_forcefully(far)
+
+
+async def test_a_socket_that_never_makes_anybody_wait_leaves_other_tasks_their_turn() -> None:
+    """Beside another stream it is read and written without schedule points."""
+    async with joined(right="memory", left="tcp") as pair, trio.open_nursery() as nursery:
+        nursery.start_soon(pair.left.send_all, DATA)
+        received = 0
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while received < len(DATA):
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(count)
+        while received < len(DATA):
+            received += len(await pair.right.receive_some())
+        assert turns > len(DATA) // 65536
+
+
 async def meet_raw_peer(nursery: trio.Nursery) -> tuple[RawPeer, trio.SocketStream, BridgeResult]:
     """A bridge between a raw WebSocket client and TCP; the two peers, and the bridge's result."""
     stream, peer = await raw_pair(nursery, "tcp", TUNNEL)

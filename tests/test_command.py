@@ -23,15 +23,20 @@ from trio_websocket import ConnectionRejected
 
 from trio_wsstream import AbnormalClosure, WsByteStream, open_ws_stream, serve_ws
 from trio_wsstream.command import life, listen, log, serve
-from trio_wsstream.command.addresses import is_local, listen_on, parse_listening
+from trio_wsstream.command.addresses import (
+    connect_to,
+    is_local,
+    listen_on,
+    parse_listening,
+    parse_target,
+)
 from trio_wsstream.command.connections import Counters
 from trio_wsstream.command.options import UsageError, parse
 
+from .support.echoing import DATA, ask, assert_echoes, echo_server
 from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import AUTHORITY, CLIENT_TLS, reset
-
-DATA = os.urandom(500_000)
 
 
 @pytest.fixture(autouse=True)
@@ -99,32 +104,6 @@ async def target() -> AsyncGenerator[tuple[trio.SocketListener, str], None]:
         yield listener, f"127.0.0.1:{listener.socket.getsockname()[1]}"
 
 
-@asynccontextmanager
-async def echo() -> AsyncGenerator[str, None]:
-    """The address of a TCP server that sends everything back, and its end."""
-
-    async def handle(stream: trio.SocketStream) -> None:
-        async for chunk in stream:
-            await stream.send_all(chunk)
-        await stream.send_eof()
-
-    async with background() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        yield f"127.0.0.1:{listener.socket.getsockname()[1]}"
-
-
-async def ask(stream: Any, data: bytes = DATA) -> bytes:
-    """Send it, and its end; what comes back."""
-
-    async def send() -> None:
-        await stream.send_all(data)
-        await stream.send_eof()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        return await receive_all(stream)
-
-
 async def status_of(url: str, *headers: tuple[bytes, bytes], **more: Any) -> tuple[int, str]:
     """The status of the answer to an opening handshake, and the body of a refusal."""
     try:
@@ -158,7 +137,7 @@ async def test_bytes_and_half_closes_go_through_both_halves(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address) as serving,
         running("listen", "0", serving.url) as listening,
         await trio.open_tcp_stream("127.0.0.1", listening.port) as client,
@@ -196,7 +175,7 @@ async def test_a_socket_that_was_there_before_is_listened_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         async with (
-            echo() as address,
+            echo_server() as address,
             running("serve", f"fd:{os.dup(sock.fileno())}", address),
             open_ws_stream(f"ws://127.0.0.1:{port}/") as client,
         ):
@@ -237,20 +216,47 @@ async def test_the_kernel_looks_after_a_tcp_side_that_may_vanish(half: str) -> N
         (connection,) = program.server.connections.open
         assert connection.ws is not None
         peer = (far if half == "serve" else client).socket.getsockname()
-        assert keepalive_of_sockets_connected_to(peer) == [1]
+        assert keepalive_of_sockets_connected_to(peer) == [(1, 60)]
 
 
-def keepalive_of_sockets_connected_to(name: Any) -> list[int]:
-    """SO_KEEPALIVE of this process's sockets with that peer."""
+def keepalive_of_sockets_connected_to(name: Any) -> list[tuple[int, int]]:
+    """Of this process's sockets with that peer: is it on, and after how many idle seconds."""
     found = []
     for entry in os.listdir("/proc/self/fd"):
         try:
             with socket.socket(fileno=os.dup(int(entry))) as sock:
                 if sock.getpeername() == name:
-                    found.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+                    is_on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                    idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                    found.append((is_on, idle))
         except OSError:
             pass  # no socket, or not connected
     return found
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+async def test_an_ip_address_and_a_name_are_connected_to(host: str) -> None:
+    try:
+        (sock, *_) = listen_on(parse_listening(f"{host}:0"))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with trio.SocketListener(trio.socket.from_stdlib_socket(sock)) as listener:
+        port = sock.getsockname()[1]
+        async with (
+            await connect_to(parse_target(f"{host}:{port}")) as stream,
+            await listener.accept() as far,
+        ):
+            await far.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+
+
+async def test_a_connection_to_an_ip_address_that_fails_or_is_cancelled_leaves_no_socket() -> None:
+    with pytest.raises(OSError, match="refused"):
+        await connect_to(parse_target("127.0.0.1:1"))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await connect_to(parse_target("127.0.0.1:1"))
+    assert scope.cancelled_caught  # An open socket would be a ResourceWarning, which fails a test.
 
 
 # Target before answer
@@ -294,7 +300,7 @@ async def test_a_target_that_does_not_answer_is_told_by_504(
 
 
 async def test_routes_pick_the_target_by_the_path() -> None:
-    async with echo() as address, echo() as elsewhere:
+    async with echo_server() as address, echo_server() as elsewhere:
         routes = ["--route", f"/db={address}"]
         async with running("serve", "0", *routes) as serving:
             assert (await status_of(serving.url))[0] == 404
@@ -367,7 +373,10 @@ def bearer(token: bytes) -> tuple[bytes, bytes]:
 async def test_a_token_is_demanded_and_its_name_is_logged(
     tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with echo() as address, running("serve", "0", address, f"--token-file={tokens}") as it:
+    async with (
+        echo_server() as address,
+        running("serve", "0", address, f"--token-file={tokens}") as it,
+    ):
         assert await status_of(it.url) == (401, "a bearer token is needed\n")
         for wrong in (b"secret", b"x", b"secret-of-alicex", "sécret".encode("latin-1")):
             assert (await status_of(it.url, bearer(wrong)))[0] == 401
@@ -384,7 +393,7 @@ async def test_a_token_is_demanded_and_its_name_is_logged(
 async def test_a_client_sends_the_token_in_its_file(tokens: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("secret-of-alice\n")
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address, f"--token-file={tokens}") as serving,
         running("listen", "0", serving.url, f"--token-file={tmp_path}/mine") as listening,
         await trio.open_tcp_stream("127.0.0.1", listening.port) as client,
@@ -398,7 +407,7 @@ async def test_sighup_has_a_client_read_its_token_again(
     mine = trio.Path(tmp_path / "mine")
     await mine.write_text("not-known\n")
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address, f"--token-file={tokens}") as serving,
         running("listen", "0", serving.url, f"--token-file={mine}") as listening,
     ):
@@ -439,7 +448,10 @@ async def test_listen_finishes_opening_what_it_has_accepted_before_sigterm() -> 
 async def test_sighup_reads_the_tokens_again_and_keeps_them_if_they_are_wrong(
     tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with echo() as address, running("serve", "0", address, f"--token-file={tokens}") as it:
+    async with (
+        echo_server() as address,
+        running("serve", "0", address, f"--token-file={tokens}") as it,
+    ):
         await trio.Path(tokens).write_text("carol secret-of-carol\n")
         signal.raise_signal(signal.SIGHUP)
         await said(caplog, "have been read again")
@@ -470,7 +482,7 @@ async def test_a_client_certificate_is_demanded_and_its_subject_is_logged(
     alice = clients.issue_cert("alice@example.com", common_name="alice")
     alice.private_key_and_cert_chain_pem.write_to_path(tmp_path / "alice.pem")
     client_ca = f"--client-ca={tmp_path}/clients.pem"
-    async with echo() as address, running("serve", "0", address, *tls, client_ca) as it:
+    async with echo_server() as address, running("serve", "0", address, *tls, client_ca) as it:
         url = f"wss://localhost:{it.port}/"
         ca = f"--ca={tmp_path}/ca.pem"
         for own, is_admitted in ((f"--cert={tmp_path}/alice.pem", True), ("-v", False)):
@@ -491,7 +503,7 @@ async def test_sighup_replaces_the_certificate_for_new_connections_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tls = write_certificate(tmp_path)
-    async with echo() as address, running("serve", "0", address, *tls) as it:
+    async with echo_server() as address, running("serve", "0", address, *tls) as it:
         url = f"wss://localhost:{it.port}/"
         async with open_ws_stream(url, CLIENT_TLS) as before:
             other = trustme.CA()
@@ -513,7 +525,7 @@ async def test_sighup_replaces_the_certificate_for_new_connections_only(
 async def test_the_certificate_may_have_another_name_than_the_url(tmp_path: Path) -> None:
     tls = write_certificate(tmp_path)
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address, *tls) as it,
         running(
             "listen",
@@ -529,7 +541,10 @@ async def test_the_certificate_may_have_another_name_than_the_url(tmp_path: Path
 
 
 async def test_browsers_are_admitted_only_from_the_origins_that_are_named() -> None:
-    async with echo() as address, running("serve", "0", address, "--origin=http://good") as it:
+    async with (
+        echo_server() as address,
+        running("serve", "0", address, "--origin=http://good") as it,
+    ):
         assert (await status_of(it.url))[0] == 101
         assert (await status_of(it.url, (b"Origin", b"http://evil")))[0] == 403
         assert (await status_of(it.url, (b"Origin", b"http://good")))[0] == 101
@@ -542,7 +557,7 @@ async def test_sigterm_lets_what_is_open_go_on_and_admits_no_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address) as serving,
         open_ws_stream(serving.url) as client,
     ):
@@ -611,13 +626,15 @@ async def test_a_second_signal_ends_it_at_once() -> None:
 
 
 async def test_no_more_than_the_limit_are_open_and_a_place_becomes_free() -> None:
-    async with echo() as address, running("serve", "0", address, "--max-connections=1") as it:
+    async with (
+        echo_server() as address,
+        running("serve", "0", address, "--max-connections=1") as it,
+    ):
         async with open_ws_stream(it.url) as client:
             assert await ask(client, b"x") == b"x"
         for _ in range(2):
             async with open_ws_stream(it.url) as client:
-                await client.send_all(b"x")
-                assert await client.receive_some() == b"x"
+                await assert_echoes(client)
                 status, body = await status_of(it.url)
                 assert (status, body) == (503, "1 connections are open, and no more are allowed\n")
                 assert await ask(client, b"x") == b"x"
@@ -625,7 +642,10 @@ async def test_no_more_than_the_limit_are_open_and_a_place_becomes_free() -> Non
 
 
 async def test_a_client_that_leaves_while_it_is_let_in_takes_no_place() -> None:
-    async with echo() as address, running("serve", "0", address, "--max-connections=1") as it:
+    async with (
+        echo_server() as address,
+        running("serve", "0", address, "--max-connections=1") as it,
+    ):
         for _ in range(3):
             async with await trio.open_tcp_stream("127.0.0.1", it.port) as client:
                 await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n")
@@ -637,10 +657,21 @@ async def test_a_client_that_leaves_while_it_is_let_in_takes_no_place() -> None:
             assert await ask(client, b"x") == b"x"
 
 
+async def test_a_client_whose_reset_has_come_is_not_taken_for_one_of_a_unix_socket() -> None:
+    """Its socket has no address any more."""
+    options = parse(["serve", "0", "db:1", "--trust-forwarded=unix"])
+    gateway = serve.Gateway(options, Counters(1), None)
+    assert gateway._who("<trio.SocketStream object>") == "a client that has left"
+    assert not serve._is_trusted("a client that has left", options.trust_forwarded)
+    gateway._is_unix = True
+    assert gateway._who("<trio.SocketStream object>") == "unix"
+    assert serve._is_trusted("unix", options.trust_forwarded)
+
+
 async def test_health_is_200_and_while_draining_503() -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address, "--health=/healthz") as serving,
         open_ws_stream(serving.url) as client,
     ):
@@ -656,8 +687,11 @@ async def test_health_is_200_and_while_draining_503() -> None:
 
 
 async def test_a_health_check_that_resets_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    """As haproxy's do, once they have read the status."""
-    async with echo() as address, running("serve", "0", address, "--health=/healthz") as serving:
+    """haproxy resets its health checks once it has read the status."""
+    async with (
+        echo_server() as address,
+        running("serve", "0", address, "--health=/healthz") as serving,
+    ):
         async with await trio.open_tcp_stream("127.0.0.1", serving.port) as stream:
             await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
@@ -671,7 +705,7 @@ async def test_a_health_check_that_resets_is_not_told(caplog: pytest.LogCaptureF
 
 async def test_sigusr1_writes_a_table_of_what_is_open(caplog: pytest.LogCaptureFixture) -> None:
     async with (
-        echo() as address,
+        echo_server() as address,
         running("serve", "0", address) as serving,
         open_ws_stream(serving.url + "db?secret") as client,
     ):
@@ -688,7 +722,7 @@ async def test_a_shortage_of_descriptors_is_told_once_and_ends(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept = trio.SocketListener.accept
-    async with echo() as address, running("serve", "0", address) as serving:
+    async with echo_server() as address, running("serve", "0", address) as serving:
         left = 3
 
         async def fail_thrice(self: trio.SocketListener) -> trio.SocketStream:
@@ -726,7 +760,7 @@ async def test_a_forwarded_address_is_believed_of_trusted_proxies_only(
 ) -> None:
     options = [f"--trust-forwarded={each}" for each in trusted]
     header = (b"X-Forwarded-For", forwarded.encode())
-    async with echo() as address, running("serve", "0", address, *options) as serving:
+    async with echo_server() as address, running("serve", "0", address, *options) as serving:
         async with open_ws_stream(serving.url, extra_headers=[header]) as client:
             assert await ask(client, b"x") == b"x"
         assert (await said(caplog, "1 bytes there")).startswith(f"#1 {expected}")

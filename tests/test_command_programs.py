@@ -21,14 +21,13 @@ import trio
 
 from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, serve_ws
 
+from .support.echoing import DATA, ask, assert_echoes, echo_server
 from .support.programs import LIMIT, TUNNEL, Program, port_of, running, tunnel
 from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import AUTHORITY, SERVER_TLS
 
 pytestmark = pytest.mark.slow
-
-DATA = os.urandom(2_000_000)
 
 
 async def run(
@@ -58,21 +57,6 @@ async def ws_server(handler: Any) -> AsyncGenerator[str, None]:
             partial(serve_ws, handler, "127.0.0.1", 0, on_error=lambda *_: None)
         )
         yield f"ws://127.0.0.1:{listener.port}/"
-
-
-@asynccontextmanager
-async def echo() -> AsyncGenerator[str, None]:
-    """The address of a TCP server that sends everything back, and its end."""
-
-    async def handle(stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            async for chunk in stream:
-                await stream.send_all(chunk)
-            await stream.send_eof()
-
-    async with background() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        yield f"127.0.0.1:{listener.socket.getsockname()[1]}"
 
 
 async def answer_backwards(stream: WsByteStream) -> None:
@@ -373,27 +357,17 @@ async def test_a_killed_half_resets_both_sides() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_signal_drains_and_nothing_is_cut(number: int, workers: str) -> None:
-    async with echo() as address, serving(address, "--workers", workers) as (program, url):
+    async with echo_server() as address, serving(address, "--workers", workers) as (program, url):
         async with open_ws_stream(url) as client:
-            await client.send_all(b"x")
-            assert await client.receive_some() == b"x"
+            await assert_echoes(client)
             program.process.send_signal(number)
             await program.says("stopping: 1 open")
-            received = bytearray()
-            async with trio.open_nursery() as nursery:
-
-                async def send() -> None:
-                    await client.send_all(DATA)
-                    await client.send_eof()
-
-                nursery.start_soon(send)
-                received += await receive_all(client)
-            assert bytes(received) == DATA
+            assert await ask(client) == DATA
         assert await program.process.wait() == 0
 
 
 async def test_a_worker_that_dies_is_started_again() -> None:
-    async with echo() as address, serving(address, "--workers=2") as (program, url):
+    async with echo_server() as address, serving(address, "--workers=2") as (program, url):
         first = int((await program.says(r"worker 1 is process (\d+)"))[1])
         await program.says(r"worker 2 is process (\d+)")
         os.kill(first, signal.SIGKILL)
@@ -402,14 +376,13 @@ async def test_a_worker_that_dies_is_started_again() -> None:
         await program.says(r"worker 1 is process (\d+)")
         for _ in range(4):
             async with open_ws_stream(url) as client:
-                await client.send_all(b"x")
-                assert await client.receive_some() == b"x"
+                await assert_echoes(client)
         program.process.terminate()
         assert await program.process.wait() == 0
 
 
 async def test_workers_stop_when_their_parent_is_killed() -> None:
-    async with echo() as address, serving(address, "--workers=2") as (program, url):
+    async with echo_server() as address, serving(address, "--workers=2") as (program, url):
         workers = [
             int((await program.says(rf"worker {number} is process (\d+)"))[1]) for number in (1, 2)
         ]
@@ -430,14 +403,13 @@ def is_running(process: int) -> bool:
 
 async def test_workers_share_the_limit_of_connections() -> None:
     async with (
-        echo() as address,
+        echo_server() as address,
         serving(address, "--workers=2", "--max-connections=3") as (_, url),
         contextlib.AsyncExitStack() as stack,
     ):
         for _ in range(3):
             client = await stack.enter_async_context(open_ws_stream(url))
-            await client.send_all(b"x")
-            assert await client.receive_some() == b"x"
+            await assert_echoes(client)
         for _ in range(4):
             with pytest.raises(Exception, match="503"):
                 async with open_ws_stream(url):
@@ -448,22 +420,21 @@ async def test_out_of_descriptors_it_says_so_once_and_goes_on() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 
-    async with echo() as address, serving(address, preexec_fn=limit) as (program, url):
+    async with echo_server() as address, serving(address, preexec_fn=limit) as (program, url):
         port = int(url.rpartition(":")[2].rstrip("/"))
         silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(40)]
         await program.says("Too many open files; going on when there are some")
         for stream in silent:
             await stream.aclose()
         async with open_ws_stream(url) as client:
-            await client.send_all(b"x")
-            assert await client.receive_some() == b"x"
+            await assert_echoes(client)
         assert sum("cannot accept" in line for line in program.lines) == 1
         assert not any("Traceback" in line for line in program.lines)
 
 
 async def test_json_lines_are_json(socket_folder: Path) -> None:
     async with (
-        echo() as address,
+        echo_server() as address,
         running(
             [*TUNNEL, "--log-format=json", "serve", f"unix:{socket_folder}/sock", address],
             "listening",

@@ -6,9 +6,13 @@ The *half-closed* end has called `send_eof`. The other end *defers* its answer. 
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -24,6 +28,7 @@ from trio_wsstream import (
     StreamClosed,
     StreamConfig,
     WsByteStream,
+    _transport,
 )
 from trio_wsstream._protocol import ANSWER_DEFERRED
 
@@ -314,6 +319,66 @@ async def test_a_peer_that_owes_no_pong_lives_while_its_kernel_acknowledges(
         await trio.sleep(60)
         assert stream.closed is not None
         assert isinstance(stream.closed.error, KeepaliveTimeout)
+
+
+ALWAYS = attrs.evolve(CONFIG, half_close=HalfClose.ALWAYS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_under_always_a_silent_holder_lives_while_its_kernel_acknowledges(
+    transport: str, autojump_clock: MockClock
+) -> None:
+    """Such a peer is websocat, which thinks for ten minutes here."""
+    async with half_closed(transport=transport, config=ALWAYS) as (stream, peer, wire):
+        await trio.sleep(600)
+        await peer.send(BINARY, b"the answer")
+        await peer.send(CLOSE, close_payload(1000))
+        assert await end_of(stream) == (b"the answer", None)
+        assert wire[0] == (0, *EOF_OF_OURS)
+        assert all(opcode == -1 for _, opcode, _ in wire[1:])
+
+
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+async def test_under_always_a_silent_holder_is_given_up_when_its_kernel_is_silent(
+    transport: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transport, "_acknowledges", lambda sock: False)
+    async with half_closed(transport=transport, config=ALWAYS) as (stream, _, wire):
+        await expect_timeout(stream)
+        await wait_all_tasks_blocked()
+        assert wire == [(0, *EOF_OF_OURS), (25, -1, b"")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
+async def test_under_always_a_holder_that_has_said_the_word_must_go_on_speaking(
+    autojump_clock: MockClock,
+) -> None:
+    async with half_closed(transport="tcp", config=ALWAYS) as (stream, peer, _):
+        await peer.send(*WORD)
+        await expect_timeout(stream)
+
+
+@pytest.mark.parametrize("half_close", [HalfClose.AUTO, HalfClose.NEVER, HalfClose.REQUIRE])
+async def test_under_other_policies_a_silent_holder_is_given_up(
+    half_close: HalfClose, autojump_clock: MockClock
+) -> None:
+    config = attrs.evolve(CONFIG, half_close=half_close)
+    async with half_closed(transport="tcp", config=config) as (stream, _, _):
+        await expect_timeout(stream)
+        assert trio.current_time() == pytest.approx(25)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
+@pytest.mark.slow
+def test_under_always_the_kernel_notices_that_a_link_is_dead() -> None:
+    """The loopback device of a network namespace goes down while an end is half-closed."""
+    command = ["unshare", "-rn", sys.executable, "-m", "tests.support.dying_link"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if ran.returncode == 1 and "unshare" in ran.stderr:
+        pytest.skip("this user may have no network namespace")
+    assert ran.stdout.split() == ["lives", "KeepaliveTimeout"], ran.stderr
 
 
 # Both ends

@@ -21,7 +21,6 @@ from trio_wsstream import (
 )
 
 from .support.frames import BINARY, PING, PONG, TEXT
-from .support.pairs import stream_pair
 from .support.raw_peer import raw_pair
 from .support.tasks import background
 
@@ -140,7 +139,7 @@ async def test_what_breaks_and_what_is_connected_to_is_told_without_the_query(
 
 async def test_an_error_about_a_value_shows_only_its_beginning() -> None:
     async with background() as nursery:
-        stream, _ = await stream_pair(nursery)
+        stream, _ = await raw_pair(nursery)  # with a peer that answers no Ping
         with pytest.raises(ValueError, match="125 bytes, not 1000") as long_ping:
             await stream.ping(SECRET + bytes(910))
         with pytest.raises(ValueError, match="123 bytes") as long_reason:

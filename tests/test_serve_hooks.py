@@ -637,7 +637,7 @@ async def test_an_abstract_unix_socket_has_no_address_but_a_repr() -> None:
         accepted, _ = listening.accept()
         with accepted:
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(connecting))
-            endpoints = Endpoints(stream)
+            endpoints = Endpoints(stream, client=False)
             assert (endpoints.local, endpoints.remote) == (repr(stream), repr(stream))
 
 
@@ -656,5 +656,5 @@ async def test_a_socket_to_a_virtual_machine_has_no_address_but_a_repr() -> None
     with client, server:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
         stream.socket = Vsock()  # type: ignore[assignment]
-        endpoints = Endpoints(stream)
+        endpoints = Endpoints(stream, client=False)
         assert (endpoints.local, endpoints.remote) == (repr(stream), repr(stream))

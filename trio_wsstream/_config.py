@@ -35,7 +35,11 @@ class HalfClose(enum.Enum):
     their answer without saying so.
     """
     ALWAYS = "always"
-    """The answer to every Close whose code is in ``end_codes`` is deferred."""
+    """The answer to every Close whose code is in ``end_codes`` is deferred.
+
+    The peer may do the same without saying so, as websocat does. So after our half-close a silent
+    peer is given up only when its TCP does not answer any more, which Linux can tell.
+    """
     NEVER = "never"
     """No answer is deferred."""
     REQUIRE = "require"

@@ -89,15 +89,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keys.clear)  # no two processes use the same keys
 
 
-def encode(opcode: int, payload: Buffer, *, client: bool) -> tuple[Buffer, ...]:
-    """Return a message as one frame, in two buffers: header and payload.
+def encode(first: int, payload: Buffer, *, client: bool) -> tuple[Buffer, ...]:
+    """Return a frame in two buffers: header and payload.
 
-    If this side is the client, the payload is masked with a fresh key (5.3).
+    Args:
+      first (int): the first byte: `FIN`, or 0 if another fragment follows (5.4), and the opcode.
+      payload: the payload. It is masked with a fresh key if this side is the client (5.3).
+      client (bool): whether this side is the client.
     """
     if not client:
-        return encode_header(FIN | opcode, len(payload)), payload
+        return encode_header(first, len(payload)), payload
     key = fresh_key()
-    return encode_header(FIN | opcode, len(payload), MASKED) + key, apply_mask(payload, key)
+    return encode_header(first, len(payload), MASKED) + key, apply_mask(payload, key)
 
 
 def encode_close_payload(code: int, reason: str) -> bytes:

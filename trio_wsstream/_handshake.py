@@ -217,12 +217,12 @@ class WsRequest(WebSocketRequest):
     @property
     def local(self) -> Endpoint | str:
         """The address of this side, as of `WsByteStream`."""
-        return Endpoints(self._transport).local
+        return Endpoints(self._transport, client=False).local
 
     @property
     def remote(self) -> Endpoint | str:
         """The address of the client, as of `WsByteStream`."""
-        return Endpoints(self._transport).remote
+        return Endpoints(self._transport, client=False).remote
 
     @property
     def _is_answered(self) -> bool:

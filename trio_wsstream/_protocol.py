@@ -7,8 +7,9 @@ broke the connection, and whether TCP has ended.
 *What the reader is told at the end* (`ended`, `verdict`) is settled by whichever comes first: the
 peer's Close, an error, or the end of TCP. Data that comes after that is dropped.
 
-*What this side owes the peer* is kept until `data_to_send` asks for it: Pings, then Pongs, then a
-Close. Nothing follows a Close but the control frames of a half-closed end. When 64 newer Pongs
+*What this side owes the peer* is kept until `data_to_send` asks for it: Pings, Pongs, the rest of a
+message that was cut short, and a Close, in this order. Nothing follows a Close but the control
+frames of a half-closed end. When 64 newer Pongs
 wait, the oldest is dropped (5.5.3), so a flood of Pings takes no memory. A Close counts as sent as
 soon as it is encoded.
 
@@ -53,6 +54,7 @@ from ._events import (
 from ._frames import (
     BINARY,
     CLOSE,
+    CONTINUATION,
     FIN,
     MASKED,
     MAX_CONTROL_PAYLOAD,
@@ -74,7 +76,7 @@ _logger = logging.getLogger(__name__)
 MAX_PONGS_OWED: Final = 64
 MAX_REASON: Final = MAX_CONTROL_PAYLOAD - 2  # bytes
 _ENCODERS: Final[dict[bool, Callable[[Buffer], tuple[Buffer, ...]]]] = {
-    client: functools.partial(encode, BINARY, client=client) for client in (True, False)
+    client: functools.partial(encode, FIN | BINARY, client=client) for client in (True, False)
 }
 _MERGED: Final = 4096  # bytes: smaller pieces are stored together, as each costs an object
 
@@ -213,6 +215,8 @@ class Protocol:
 
     Attributes, to be set:
       must_speak_soon (bool): the peer should hear from us before the next heartbeat is due.
+      unfinished (tuple or None): what is left of the message of which a sender has written the
+          first fragments: a buffer, and where in it the rest starts and ends.
       steps_left (int): after how many frames (or runs of 256 binary ones) `next_event` stops
           decoding, as if that were all; negative: never.
     """
@@ -228,6 +232,7 @@ class Protocol:
         "_name",
         "_pings_owed",
         "_pongs_owed",
+        "_rest_owed",
         "_text",
         "answer_is_deferred",
         "can_send",
@@ -247,6 +252,7 @@ class Protocol:
         "pings",
         "steps_left",
         "tcp_ended",
+        "unfinished",
         "unread",
         "verdict",
     )
@@ -278,6 +284,7 @@ class Protocol:
         self.is_receiving = True  # payload is kept; False once this side has closed
         self.pings = _NO_PINGS
         self.steps_left = -1
+        self.unfinished: tuple[Buffer, int, int] | None = None
         self.encode_message = _ENCODERS[client]
         self._name = name
         self._logs = _logger.isEnabledFor(logging.DEBUG)  # asked once: it is the hot path
@@ -291,6 +298,7 @@ class Protocol:
         self._text: bytearray | None = None  # of an unfinished message, under AS_EVENTS
         self._pings_owed = _NOTHING
         self._pongs_owed = _NOTHING
+        self._rest_owed = b""  # the last fragment of a message, encoded
         self._close_owed: Close | None = None
 
     # What comes in
@@ -587,16 +595,20 @@ class Protocol:
                     if self._logs:
                         kind = "Ping" if opcode == PING else "Pong"
                         _logger.debug("%s > %s(%s)", self._name, kind, shown(payload))
-                    frames += encode(opcode, payload, client=self.client)
+                    frames += encode(FIN | opcode, payload, client=self.client)
+        if self._close_owed is not None:
+            self.finish_message()  # Its sender sends no more.
+        frames.append(self._rest_owed)
         if self._close_owed is not None and self.close_sent is None:
             payload = encode_close_payload(*self._close_owed)
             if self._says_deferral_before(self._close_owed):
-                frames += encode(PONG, ANSWER_DEFERRED, client=self.client)
-            frames += encode(CLOSE, payload, client=self.client)
+                frames += encode(FIN | PONG, ANSWER_DEFERRED, client=self.client)
+            frames += encode(FIN | CLOSE, payload, client=self.client)
             self.close_sent = self._close_owed
             if self._logs:
                 _logger.debug("%s > %r", self._name, self.close_sent)
         self._pings_owed = self._pongs_owed = _NOTHING
+        self._rest_owed = b""
         self.owes = False
         return b"".join(frames)
 
@@ -610,6 +622,35 @@ class Protocol:
             and self.close_received is None
         )
 
+    def encode_fragment(self, payload: Buffer, *, begins: bool, ends: bool) -> tuple[Buffer, ...]:
+        """Return a fragment of a binary message: its header and its payload (5.4).
+
+        Args:
+          begins (bool): it is the first one.
+          ends (bool): it is the last one.
+        """
+        if self._logs:
+            _logger.debug("%s > a fragment of %d bytes", self._name, len(payload))
+        first = (BINARY if begins else CONTINUATION) | (FIN if ends else 0)
+        return encode(first, payload, client=self.client)
+
+    def finish_message(self) -> None:
+        """Owe the rest of the `unfinished` message, if there is one: its sender sends no more.
+
+        If the connection has broken, nobody needs the rest, and a Close may stand inside a message.
+        """
+        if self.unfinished is not None and self.verdict is None:
+            buffer, start, stop = self.unfinished
+            with memoryview(buffer)[start:stop] as rest:
+                self._rest_owed = b"".join(self.encode_fragment(rest, begins=False, ends=True))
+            self.owes = True
+        self.unfinished = None
+
+    @property
+    def owes_rest(self) -> bool:
+        """The rest of a message is owed, so that no other message can begin before it is sent."""
+        return bool(self._rest_owed)
+
     def encode_long_message(self, payload: memoryview) -> tuple[bytes, memoryview, bytes]:
         """Return header, unmasked payload and masking key (``b""`` for none) of a binary message
         that is too long to be masked at once.
@@ -622,7 +663,7 @@ class Protocol:
 
     def _encode_message_and_log(self, payload: Buffer) -> tuple[Buffer, ...]:
         self._log_message(payload)
-        return encode(BINARY, payload, client=self.client)
+        return encode(FIN | BINARY, payload, client=self.client)
 
     def _log_message(self, payload: Buffer) -> None:
         _logger.debug("%s > a binary message of %d bytes", self._name, len(payload))

@@ -320,7 +320,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
     async def _begin(self, transport: trio.abc.Stream) -> None:
         now = trio.current_time()
         pending = _Pending(
-            endpoints=Endpoints(transport),
+            endpoints=Endpoints(transport, client=False),
             began_at=now,
             scope=trio.CancelScope(deadline=now + self._connect_timeout),
             why=f"the opening handshake took more than {self._connect_timeout} seconds",

@@ -13,13 +13,18 @@ most. A caller that comes while the task reads waits for what it reads.
 *The task sleeps* under an `Alarm` until something is due: the end of the grace period, keepalive,
 the closing deadline. A caller's reads move none of these deadlines, because that would cost too
 much. But if the task sleeps without a grace period in view, a caller that stops reading sets one
-(`_stop_receiving`).
+(`_stop_receiving`). While the task waits it holds no stream, so a stream that everybody else has
+forgotten is garbage; then the alarm warns, and the task closes the transport.
 
 *What came is processed at once, without awaiting* (`_process_input`): it is decoded, events are
 published, answers become owed. Two things interrupt that: an event that waits for room in a channel
 with backpressure, and `STEPS_A_TURN`, so that a flood of tiny frames leaves other tasks their turn.
 
 *Writing is a turn, too* (`Writer`). Reading never waits for writing.
+
+*On a slow line* a message goes out in fragments (`_write_fragment`), so that Pongs fit between
+them. If its sender is cancelled, or a Close stops it, the rest of the message becomes owed to the
+peer, and goes out as one last fragment. So the peer gets the same messages as on a fast line.
 
 *Everybody who waits for a change* parks in `_changed`, is woken by every change, and looks again.
 What they look at are facts of `Protocol`, `Writer` and `Closing`, never messages. Pings have
@@ -37,6 +42,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Awaitable
 from types import SimpleNamespace, TracebackType
 from typing import Final, final
 
@@ -44,14 +50,15 @@ import trio
 from trio_websocket import Endpoint, WebSocketConnection
 
 from . import _takeover
-from ._alarm import Alarm
+from ._alarm import READ_ERRORS, Alarm
 from ._checks import check_buffer, check_integer, check_nursery, check_trio
 from ._closing import Closing
-from ._config import StreamConfig, check_config
+from ._config import HalfClose, StreamConfig, check_config
 from ._errors import AbnormalClosure, KeepaliveTimeout, ProtocolViolation, TakeoverError
 from ._events import CloseReceived, StreamClosed, WsEvent, shown
 from ._frames import MAX_CONTROL_PAYLOAD, Buffer, is_valid_close_code
 from ._keepalive import Action, Keepalive
+from ._pace import LARGEST
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
@@ -66,19 +73,11 @@ GRACE_PERIOD = 0.05
 STEPS_A_TURN = 32
 """How many control frames, pieces of text, or runs of binary frames are processed in one go."""
 
-_ONE_FRAME: Final = 2  # buffers
-_TWO_FRAMES: Final = 4
+_TWO_FRAMES: Final = 4  # buffers
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
 _FRAME_TIMEOUT: Final = 1.0  # seconds for a frame to be finished after a Close that is no end
 _REASON_TIMEOUT: Final = 1.0  # seconds for the peer's Close to be read after a failed write
 _SCHEDULE_POINTS: Final = 20  # no transport takes as many for two writes, if it need not wait
-
-_READ_ERRORS: Final = (
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    OSError,
-    ProtocolViolation,
-)
 
 
 @final
@@ -117,6 +116,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     ``async with stream`` closes it: with 1000 if the block ended well, with 1011 after an
     `Exception`, so that the peer never reads a clean end of half the data; after anything
     else (`trio.Cancelled`, say) the transport is dropped at once.
+
+    A stream that is not closed keeps its nursery open until the peer ends the connection. If such a
+    stream becomes garbage, a `ResourceWarning` names it, and its transport is dropped.
     """
 
     __slots__ = (  # a third less memory than a dict takes
@@ -170,7 +172,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self.path: str | None = connection.path
         self.handshake_headers: tuple[tuple[bytes, bytes], ...] = connection.handshake_headers
         self.state: SimpleNamespace | None = None
-        self._endpoints = Endpoints(_takeover.transport_of(connection))
+        self._endpoints = Endpoints(_takeover.transport_of(connection), client=connection.is_client)
         try:
             nursery.start_soon(self._run)
         except RuntimeError as error:
@@ -195,7 +197,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._keepalive = Keepalive(config.ping_interval, config.ping_timeout, now)
         self._keepalive_payload = b""  # of its last ping
         self._subscriptions = Subscriptions()
-        self._alarm = Alarm()  # what _run waits under
+        self._alarm = Alarm(self, self._endpoints)  # what _run waits under
         self._changed: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
         self._read_size = ReadSize(client=takeover.client, limit=config.receive_buffer_size)
         self._is_reading = False  # somebody has the turn
@@ -214,9 +216,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             writer.close_written = takeover.close_sent is not None
 
     def __repr__(self) -> str:
-        side = "client" if self._protocol.client else "server"
-        state = self.closed or self._closing.state
-        return f"<trio_wsstream.WsByteStream {side}, peer {_shown_address(self.remote)}: {state}>"
+        return f"<{self._endpoints}: {self.closed or self._closing.state}>"
 
     @property
     def local(self) -> Endpoint | str:
@@ -311,9 +311,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     if self._subscriptions.is_waiting:
                         await self._wait_for_change()
                     else:
-                        await self._read(1)
+                        await self._process_more()
                 else:
-                    # This is what _read does; but one coroutine less is 5 % of a round trip.
+                    # No coroutine of its own: one less is 5 % of a round trip.
                     self._is_reading = True
                     try:
                         data = await self._receive(self._read_size.of_caller)
@@ -328,7 +328,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                             return message  # with nothing to process
                         else:
                             protocol.unread.add([message])
-                    except _READ_ERRORS as error:
+                    except READ_ERRORS as error:
                         self._take_in_error(error)
                     finally:
                         self._is_reading = False
@@ -377,20 +377,19 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             reads_at = self._reads_at()
             self._alarm.set_no_later_than(reads_at, has_open_end=reads_at == math.inf)
 
-    async def _read(self, size: int) -> None:
-        """With the turn to read: read once, and process what came. This is always a checkpoint."""
-        self._is_reading = True
-        try:
-            if self._has_unprocessed and self._protocol.is_decoding:
-                await trio.lowlevel.checkpoint()
-            else:
-                self._take_in(await self._receive(size))
-                self._keepalive.last_heard_at = trio.current_time()
-        except _READ_ERRORS as error:
-            self._take_in_error(error)
-        finally:
-            self._is_reading = False
-            self._tell_change()
+    def _stop_reading(self, data: bytes | bytearray | Exception | None) -> None:
+        """Process what the task has read."""
+        self._is_reading = False
+        if self._is_receiving:
+            self._visited_at = trio.current_time()
+        self._tell_change()
+        if data is None:  # It was interrupted.
+            return
+        if isinstance(data, Exception):
+            self._take_in_error(data)
+        else:
+            self._take_in(data)
+            self._keepalive.last_heard_at = trio.current_time()
         self._process_input()
 
     def _take_in(self, data: bytes | bytearray) -> None:
@@ -409,8 +408,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         await self._takeover.wait_for_reader()
         if not self._takeover.is_over:
             return await self._takeover.receive_some(size)
-        self._receive = self._wire.receive_some
-        return await self._receive(size)
+        self._receive = receive = self._wire.receive_some
+        del self  # The stream's task may wait here.
+        return await receive(size)
 
     def _process_input(self) -> None:
         """Decode what came, as far as subscribers allow, and do what follows from it."""
@@ -452,47 +452,65 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
-        """Read while no caller does, keep alive, and close the transport in the end."""
+        """Read while no caller does, keep alive, and close the transport in the end.
+
+        While the task waits it holds the transport, and not the stream.
+        """
+        stream: WsByteStream | None = self
+        alarm, wire = self._alarm, self._wire
+        del self
         try:
-            while not self._closing.is_over(now := trio.current_time()):
-                action = self._next_keepalive_action(now)
-                if action is not None:
-                    await self._keep_alive(action, now)
-                    continue
-                wakes_at = self._closing.wakes_at
-                if self._needs_keepalive():
-                    wakes_at = min(wakes_at, self._keepalive.due_at)
-                reads_at = self._reads_at()
-                if now >= reads_at:
-                    _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
-                    with self._alarm.reading_until(wakes_at):
-                        await self._read(self._read_size.of_task(self._protocol.unread.size))
-                        while self._awaits_end_of_tcp():
-                            await self._read(self._read_size.of_task(0))
-                    self._alarm.stop_reading()
-                    if self._is_receiving:
-                        self._visited_at = trio.current_time()
-                else:
-                    await self._alarm.sleep_until(
-                        min(wakes_at, reads_at), has_open_end=reads_at == math.inf
-                    )
-            await self._close_transport()
+            while stream is not None:
+                is_reading, waiting = stream._next_wait()
+                if waiting is None:
+                    await stream._close_transport()
+                    break
+                stream = None
+                try:
+                    data = await waiting
+                finally:
+                    stream = alarm()
+                if is_reading and stream is not None:
+                    stream._stop_reading(data)
         except trio.Cancelled:
-            self._closing.is_closed_here = True
+            if stream is not None:
+                stream._closing.is_closed_here = True
             raise
         finally:
-            if self.closed is None:
-                await self._close_forcefully()
+            if stream is None:  # Nobody else held it.
+                await wire.aclose_forcefully()
+            elif stream.closed is None:
+                await stream._close_forcefully()
 
-    def _awaits_end_of_tcp(self) -> bool:
-        """Whether this is a client, both Closes have passed, and the server is to end TCP."""
-        closing, protocol = self._closing, self._protocol
-        return (
-            closing.has_begun
-            and protocol.close_received is not None
-            and self._reads_at() == -math.inf
-            and not closing.is_over(trio.current_time())
-        )
+    def _next_wait(self) -> tuple[bool, Awaitable[bytes | bytearray | Exception | None] | None]:
+        """Whether the task reads next, and what it awaits: None when nothing is left to do."""
+        now = trio.current_time()
+        if self._closing.is_over(now):
+            return False, None
+        action = self._next_keepalive_action(now)
+        if action is not None:
+            return False, self._keep_alive(action, now)
+        self._alarm.keeps = self if self._subscriptions.has_readers else None
+        wakes_at = self._closing.wakes_at
+        if self._needs_keepalive():
+            wakes_at = min(wakes_at, self._keepalive.due_at)
+        reads_at = self._reads_at()
+        if now < reads_at:
+            has_open_end = reads_at == math.inf
+            wakes_at = min(wakes_at, reads_at)
+            return False, self._alarm.sleep_until(wakes_at, has_open_end=has_open_end)
+        if self._has_unprocessed and self._protocol.is_decoding:
+            return False, self._process_more()
+        _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
+        self._is_reading = True
+        unread = 0 if self._protocol.ended else self._protocol.unread.size
+        reading = self._receive(self._read_size.of_task(unread))
+        return True, self._alarm.read_until(wakes_at, reading)
+
+    async def _process_more(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._tell_change()
+        self._process_input()
 
     def _reads_at(self) -> float:
         """From when on it is the task's turn to read."""
@@ -555,15 +573,20 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._writer.flush_soon()
 
     def _is_acknowledged(self) -> bool:
-        """A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1). While our answer
-        is deferred, that its TCP acknowledges what is sent is life enough, if it never said more.
+        """Whether the peer owes no sign of life, and its TCP gives one.
+
+        A peer that has sent its Close need not answer a Ping (RFC 6455, 5.5.1), unless it has shown
+        that it does so. And a peer that defers its answer without saying so gets no Pings that it
+        could answer. Whether the peer is of that kind, only the caller knows (HalfClose.ALWAYS).
         """
         protocol = self._protocol
-        return (
-            protocol.answer_is_deferred
-            and not protocol.peer_speaks_on
-            and self._wire.is_acknowledged()
-        )
+        if protocol.answer_is_deferred:
+            owes_nothing = not protocol.peer_speaks_on
+        else:
+            is_half_closed = self._closing.has_sent_eof and self._writer.close_written
+            may_defer = self.config.half_close is HalfClose.ALWAYS
+            owes_nothing = may_defer and is_half_closed and self.half_close_honoured is None
+        return owes_nothing and self._wire.is_acknowledged()
 
     # Sending
 
@@ -604,29 +627,30 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
             start = 0
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
-            line_limit: int | None = None  # as the wire last had it
-            offered = _TWO_FRAMES
+            is_inside = False  # a message of which fragments are written
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken:
                     await writer.take_turn()
-                    if not self._can_send():
+                    if protocol.owes_rest or not self._can_send():
                         writer.pass_turn()
-                        break
+                        continue
                 else:
                     writer.turn_is_taken = True
                 try:
                     while True:
-                        if wire.limit is not line_limit:
-                            line_limit = wire.limit
-                            offered = _TWO_FRAMES if line_limit is None else _ONE_FRAME
-                            limit = self._message_limit(size)
-                        if size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
+                        if is_inside or wire.limit is not None:
+                            if frames:  # from before the line was slow
+                                frames = frames[await wire.write(frames) :]
+                            else:
+                                start = await self._write_fragment(view, start)
+                                is_inside = protocol.unfinished is not None
+                        elif size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
                             # No frame waits before it: only the last message may be shorter.
                             with memoryview(view)[start : start + limit] as message:
                                 await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
                         else:
-                            while start < size and len(frames) < offered:
+                            while start < size and len(frames) < _TWO_FRAMES:
                                 frames += protocol.encode_message(
                                     view[start : start + limit] if start or size > limit else view
                                 )
@@ -646,19 +670,34 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     raise await self._explained_send_error()
         finally:
             self._is_sending = False
+            if protocol.unfinished is not None:
+                protocol.finish_message()
+                writer.flush_soon()
             if not is_bytes:  # an exception's traceback would keep the caller's buffer exported
                 for buffer in (view, *frames):
                     if isinstance(buffer, memoryview):
                         buffer.release()
 
-    def _message_limit(self, size: int) -> int:
-        """How long a message may be. On a slow line it is shorter, so that pings need not wait. But
-        what fits one message remains one, and long messages are what somebody has asked for.
-        """
-        limit = self.config.max_message_size
-        if self._wire.limit is None or not limit < size or limit > _LONG_MESSAGE:
-            return limit
-        return min(limit, self._wire.limit)
+    async def _write_fragment(self, view: Buffer, start: int) -> int:
+        """Write the fragment that starts at ``start``, and return where the next one starts."""
+        protocol, wire, limit = self._protocol, self._wire, self.config.max_message_size
+        offset = start % limit  # in its message
+        end = min(start - offset + limit, len(view))  # of its message
+        stop = min(start + (wire.limit or LARGEST), end)
+        if not offset:
+            await wire.write_rest()  # of an earlier call
+        with memoryview(view)[start:stop] as piece:
+            frame = protocol.encode_fragment(piece, begins=not offset, ends=stop == end)
+            has_begun = True
+            try:
+                await wire.write(frame)
+            except BaseException:
+                has_begun = wire.is_inside_frame
+                raise
+            finally:
+                if has_begun:
+                    protocol.unfinished = (view, stop, end) if stop < end else None
+        return stop
 
     def _can_send(self) -> bool:
         return self._protocol.can_send and not self._wire.failure
@@ -731,6 +770,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("this side has closed the stream")
             if not (writer.close_written or closing.cannot_send_close()):
                 closing.has_sent_eof = True
+                if self.config.half_close is HalfClose.ALWAYS and self._keepalive.gives_up:
+                    self._wire.probe_silent_peer(
+                        self.config.ping_interval or 0, self.config.ping_timeout or 0
+                    )
                 protocol.close(HALF_CLOSE)
                 writer.flush_soon()
                 if not (writer.close_written or self._keepalive.gives_up):
@@ -888,7 +931,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._takeover.retire(closed.code, closed.reason)
             self._receive = self._wire.receive_some  # and not what would hold the stream itself
             self._tell_change()
-            self._alarm.ring()
+            self._alarm.retire()
 
     # Out of band
 
@@ -921,6 +964,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         receive_channel = self._subscriptions.add(max_buffer_size, kinds, backpressure)
         if self.closed is not None:
             self._subscriptions.end(self.closed)
+        else:
+            self._alarm.keeps = self
         return receive_channel
 
     @trio.lowlevel.enable_ki_protection
@@ -1023,10 +1068,3 @@ def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
             return True  # anyio's has the mark, too
         error = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
     return False
-
-
-def _shown_address(address: Endpoint | str) -> str:
-    if isinstance(address, str):
-        return address
-    host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
-    return f"{host}:{address.port}"

@@ -140,6 +140,11 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def has_readers(self) -> bool:
+        """Whether anybody can receive from one of the channels."""
+        return bool(self._all) and not all(subscription.is_over for subscription in self._all)
+
     def add(
         self, max_buffer_size: int | float, kinds: Kinds, backpressure: bool
     ) -> trio.MemoryReceiveChannel[WsEvent]:

@@ -13,7 +13,7 @@ of the first counts as a part of the first. (TLS makes such a short frame at the
 64 KiB.)
 
 *On a slow line* a Pong must not wait for long behind what was written before it (`_pace`). So each
-message is short there, and is written only while the kernel holds few unsent bytes.
+frame is short there, and is written only while the kernel holds few unsent bytes.
 
 *A long frame* is written piece by piece (`write_long`). So a message of any size is sent in
 constant memory, and masking it does not block other tasks for long. Only if the writing is
@@ -54,7 +54,9 @@ _logger = logging.getLogger(__name__)
 _NOTICEABLE_WAIT: Final = 0.05  # seconds: a frame that took longer had to wait for the peer
 _SHORT: Final = 16  # A second frame is short if it is so many times shorter than the first.
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-_SIOCOUTQNSD: Final = 0x894B  # of linux/sockios.h
+_SIOCOUTQ: Final = 0x5411  # of linux/sockios.h
+_SIOCOUTQNSD: Final = 0x894B
+_MAX_KEEPALIVE: Final = 32767  # seconds: the most that Linux takes
 _PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
@@ -89,8 +91,8 @@ class _Wire(abc.ABC):
       is_truncated (bool): whether writing fails because a frame was cut off.
       accepted_at (float): the time, by Trio's clock, at which the transport last accepted bytes
           that had had to wait for the peer. It is minus infinity if no bytes had to wait.
-      limit (int or None): how many bytes a message should have at most, because writes have to
-          wait. None means no limit.
+      limit (int or None): how many bytes of payload a frame should have at most, because writes
+          have to wait. None means no limit.
     """
 
     __slots__ = ("_stream", "accepted_at", "failure", "is_truncated", "limit")
@@ -122,6 +124,24 @@ class _Wire(abc.ABC):
         """Return whether the peer's TCP is known to acknowledge what it receives."""
         sock = _socket_beneath(self._stream)
         return sock is not None and _acknowledges(sock)
+
+    def probe_silent_peer(self, idle: float, timeout: float) -> None:
+        """Let the kernel probe whether the peer's TCP still acknowledges, while nothing passes.
+
+        Args:
+          idle (float): after how many seconds of silence it sends the first probe.
+          timeout (float): for how many more seconds it sends at least four.
+        """
+        sock = _socket_beneath(self._stream)
+        if sock is not None and sys.platform == "linux":
+            with contextlib.suppress(OSError):  # It is not TCP, or is closed.
+                for option, seconds in (
+                    (socket.TCP_KEEPIDLE, idle),
+                    (socket.TCP_KEEPINTVL, timeout / 4),
+                ):
+                    value = min(max(1, math.ceil(seconds)), _MAX_KEEPALIVE)
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     async def send_eof(self) -> None:
         """End our direction of TCP, where there is one, also beneath TLS.
@@ -182,6 +202,15 @@ class _Wire(abc.ABC):
         with _ending_tcp(self._stream):
             await trio.aclose_forcefully(self._stream)
 
+    @property
+    def is_inside_frame(self) -> bool:
+        """Whether the writing of a frame was cancelled, and its rest is kept."""
+        return False
+
+    @abc.abstractmethod
+    async def write_rest(self) -> None:
+        """Write what is left of a frame, if `is_inside_frame`. Errors are those of `write`."""
+
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
         """Write a frame piece by piece. Cancellation and errors are those of `write`.
 
@@ -190,6 +219,7 @@ class _Wire(abc.ABC):
           payload (memoryview): the payload, which is not masked yet.
           key (bytes): the masking key, or an empty value if the frame is not masked.
         """
+        await self.write_rest()
         written = 0
         try:
             while written < len(payload):
@@ -270,6 +300,9 @@ class StreamWire(_Wire):
             if has_begun:
                 self._truncate()
             raise
+
+    async def write_rest(self) -> None:
+        """Do nothing, as a frame that was cut off is lost here."""
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
         if written:
@@ -358,11 +391,15 @@ class SocketWire(_Wire):
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
 
-    async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
-        """Write a frame piece by piece: see `_Wire.write_long`."""
-        if self._rest:  # what is left of another frame
+    @property
+    def is_inside_frame(self) -> bool:
+        """See `_Wire.is_inside_frame`."""
+        return bool(self._rest)
+
+    async def write_rest(self) -> None:
+        """See `_Wire.write_rest`."""
+        if self._rest:
             await self._write_rest()
-        await super().write_long(header, payload, key)
 
     def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
         if self._rest:  # A part of the next piece was written, and this is the rest of it.
@@ -454,9 +491,10 @@ class Endpoints:
     bytes that the kernel has chosen, and that of AF_VSOCK has the number of a machine.
     """
 
-    __slots__ = ("_found", "_is_ssl", "_made")
+    __slots__ = ("_client", "_found", "_is_ssl", "_made")
 
-    def __init__(self, transport: trio.abc.Stream) -> None:
+    def __init__(self, transport: trio.abc.Stream, *, client: bool) -> None:
+        self._client = client
         beneath = transport
         while isinstance(beneath, trio.SSLStream):
             beneath = beneath.transport_stream
@@ -471,6 +509,11 @@ class Endpoints:
             except (OSError, AttributeError, NotImplementedError):
                 pass  # The socket is not connected any more, or it is no real socket.
         self._made = repr(transport), repr(transport)
+
+    def __str__(self) -> str:
+        """What a `WsByteStream` over the transport is called: its side and its peer."""
+        side = "client" if self._client else "server"
+        return f"trio_wsstream.WsByteStream {side}, peer {_shown(self.remote)}"
 
     @property
     def local(self) -> Endpoint | str:
@@ -490,6 +533,13 @@ class Endpoints:
         return self._made
 
 
+def _shown(address: Endpoint | str) -> str:
+    if isinstance(address, str):
+        return address
+    host = f"[{address.address}]" if address.address.version == 6 else str(address.address)
+    return f"{host}:{address.port}"
+
+
 def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
     """Return Trio's own socket under a stream, also under TLS, or None if there is none."""
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
@@ -498,12 +548,25 @@ def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | 
 
 
 def _unsent_in(sock: trio.socket.SocketType) -> int:
-    """How many bytes the kernel has not sent yet; 0 where it does not tell."""
-    if sys.platform != "linux" or _NOTSENT_LOWAT is None:
+    """Return how many bytes the kernel has not sent yet, or 0 where it does not tell."""
+    return _queued_in(sock, _SIOCOUTQNSD)
+
+
+def unacknowledged_in(sock: trio.socket.SocketType) -> int:
+    """Return how many bytes the peer's kernel has not acknowledged; a FIN counts as one.
+
+    The result is 0 where the kernel does not tell, and for sockets other than TCP.
+    """
+    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+    return _queued_in(sock, _SIOCOUTQ) if is_tcp else 0
+
+
+def _queued_in(sock: trio.socket.SocketType, request: int) -> int:
+    if sys.platform != "linux":
         return 0
     try:
-        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4))
-    except OSError:
+        answer = fcntl.ioctl(sock.fileno(), request, bytes(4))
+    except (OSError, ValueError):  # It is not TCP, or is closed.
         return 0
     return int.from_bytes(answer, sys.byteorder)
 

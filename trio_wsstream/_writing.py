@@ -1,8 +1,8 @@
 """Whose turn it is to write, and the sending of what is owed to the peer.
 
 Theory of operation. Writing is a turn that one task has at a time. A caller takes it for its whole
-``send_all``. Between two of its messages the caller passes the turn on if something is owed: a
-Ping, a Pong or a Close. `flush_soon` sends what is owed. What the transport takes at once is
+``send_all``. Between two of its frames the caller passes the turn on if something is owed: a Ping,
+a Pong or a Close. `flush_soon` sends what is owed. What the transport takes at once is
 written on the spot; for the rest a short-lived task in the nursery has the turn, so that no
 caller's cancellation can lose it. So reading never waits for writing; it only calls `flush_soon`.
 

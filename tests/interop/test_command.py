@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import os
 import shlex
@@ -13,22 +12,17 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from trio_wsstream import open_ws_stream
 
+from ..support.echoing import DATA, ask, echo_server
 from ..support.programs import LIMIT, TUNNEL, free_port, port_of, running, tunnel, tunnel_to
-from ..support.receiving import receive_all
-from ..support.tasks import background
 from ..support.transports import AUTHORITY
 from .peer import built_peer, missing, need_module, need_program
-
-DATA = os.urandom(3_000_000)
 
 
 async def output(command: Sequence[str | Path], stdin: bytes = b"") -> bytes:
@@ -208,7 +202,7 @@ def options(settings: dict[str, object]) -> list[str]:
 
 async def test_systemd_gives_it_its_socket(tmp_path: Path) -> None:
     activate = need_program("systemd-socket-activate", "systemd")
-    async with echo() as address:
+    async with echo_server() as address:
         port = free_port()
         command = [activate, f"--listen=127.0.0.1:{port}", *TUNNEL, "serve", "fd:3", address]
         async with (
@@ -221,7 +215,7 @@ async def test_systemd_gives_it_its_socket(tmp_path: Path) -> None:
 async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
     """The terminal is as it was, also when it was killed."""
     tmux = need_program("tmux")
-    async with echo() as address, tunnel("-v", "serve", "0", address) as serving:
+    async with echo_server() as address, tunnel("-v", "serve", "0", address) as serving:
         url = f"ws://127.0.0.1:{await port_of(serving)}/"
         session = [tmux, "-L", f"trio-wsstream-{os.getpid()}", "-f", "/dev/null"]
         try:
@@ -261,33 +255,6 @@ async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
 # What stands between its halves
 
 
-@asynccontextmanager
-async def echo() -> AsyncGenerator[str, None]:
-    """The address of a TCP server that sends everything back, and its end."""
-
-    async def handle(stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            async for chunk in stream:
-                await stream.send_all(chunk)
-            await stream.send_eof()
-
-    async with background() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
-        yield f"127.0.0.1:{listener.socket.getsockname()[1]}"
-
-
-async def ask(stream: Any, data: bytes = DATA) -> bytes:
-    """Send it, and its end; what comes back."""
-
-    async def send() -> None:
-        await stream.send_all(data)
-        await stream.send_eof()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        return await receive_all(stream)
-
-
 async def ask_through(url: str, *more: str, connections: int = 1) -> None:
     """Through ``listen``: all comes back, and the end of each direction passes on its own."""
     async with tunnel("listen", "0", url, *more) as listening:
@@ -324,7 +291,7 @@ async def test_haproxy_in_front_with_tls_and_health_checks(tmp_path: Path) -> No
     AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
     port = free_port()
     health = ["--health=/healthz", "--trust-forwarded=127.0.0.0/8"]
-    async with echo() as address, tunnel("serve", "0", address, *health) as serving:
+    async with echo_server() as address, tunnel("serve", "0", address, *health) as serving:
         (tmp_path / "haproxy.cfg").write_text(
             HAPROXY.format(port=port, folder=tmp_path, server_port=await port_of(serving))
         )
@@ -377,7 +344,7 @@ async def test_nginx_in_front_with_tls(tmp_path: Path) -> None:
     AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
     port = free_port()
     trusted = "--trust-forwarded=127.0.0.1"
-    async with echo() as address, tunnel("serve", "0", address, trusted) as serving:
+    async with echo_server() as address, tunnel("serve", "0", address, trusted) as serving:
         (tmp_path / "nginx.conf").write_text(
             NGINX.format(port=port, folder=tmp_path, server_port=await port_of(serving))
         )
@@ -396,7 +363,7 @@ async def test_tinyproxy_between(tmp_path: Path) -> None:
     (tmp_path / "tinyproxy.conf").write_text(TINYPROXY.format(port=port))
     command = [tinyproxy, "-d", "-c", tmp_path / "tinyproxy.conf"]
     async with (
-        echo() as address,
+        echo_server() as address,
         tunnel("serve", "0", address) as serving,
         running(command, "Reloading config file finished"),
     ):
@@ -414,7 +381,7 @@ def websocat() -> list[str | Path]:
 
 
 async def test_websocat_serves() -> None:
-    async with echo() as address:
+    async with echo_server() as address:
         port = free_port()
         command = [*websocat(), "--binary", f"ws-l:127.0.0.1:{port}", f"tcp:{address}"]
         async with running([*command, "-v"], "Listening|serving"):
@@ -422,7 +389,7 @@ async def test_websocat_serves() -> None:
 
 
 async def test_websocat_connects() -> None:
-    async with echo() as address, tunnel("serve", "0", address) as serving:
+    async with echo_server() as address, tunnel("serve", "0", address) as serving:
         url = f"ws://127.0.0.1:{await port_of(serving)}/"
         port = free_port()
         command = [*websocat(), "-v", "--binary", f"tcp-l:127.0.0.1:{port}", url]
@@ -436,7 +403,7 @@ async def test_websocat_connects() -> None:
 async def test_websockify_serves() -> None:
     """It has no half-close: so what comes back is awaited before the end is sent."""
     need_module("websockify")
-    async with echo() as address:
+    async with echo_server() as address:
         port = free_port()
         command = [sys.executable, "-m", "websockify", f"127.0.0.1:{port}", address]
         async with (

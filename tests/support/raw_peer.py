@@ -9,7 +9,7 @@ import trio
 from trio_wsstream import StreamConfig, WsByteStream
 from trio_wsstream._frames import FIN, MASKED, apply_mask
 
-from .frames import frame
+from .frames import CLOSE, PING, frame
 from .handshakes import handshake
 from .transports import TRANSPORTS, close_when_cancelled
 
@@ -49,15 +49,30 @@ class RawPeer:
         Raises:
           EOFError: the transport has ended. Its argument has the bytes of a frame that was cut off.
         """
+        fin, opcode, payload = await self.receive_frame()
+        assert fin
+        return opcode, payload
+
+    async def receive_message(self) -> list[tuple[int, bytes]]:
+        """Return the frames up to the end of a message, control frames between them included."""
+        frames = []
+        fin = False
+        opcode = PING
+        while not fin or opcode >= CLOSE:
+            fin, opcode, payload = await self.receive_frame()
+            frames.append((opcode, payload))
+        return frames
+
+    async def receive_frame(self) -> tuple[bool, int, bytes]:
+        """Return FIN, the opcode and the payload of the next frame. Errors are `receive`'s."""
         first, second = await self._receive_exactly(2)
-        assert first & FIN
         assert bool(second & MASKED) is not self.masked
         length = second & 127
         if length > 125:
             length = int.from_bytes(await self._receive_exactly(2 if length == 126 else 8), "big")
         key = b"" if self.masked else await self._receive_exactly(4)
         payload = await self._receive_exactly(length)
-        return first & 15, apply_mask(payload, key) if key else payload
+        return bool(first & FIN), first & 15, apply_mask(payload, key) if key else payload
 
     async def expect_eof(self) -> None:
         try:

@@ -156,7 +156,7 @@ class Connections:
         self.open[connection] = None
         self._count()
         a, b = (ws, local) if ws_first else (local, ws)
-        if log.is_verbose():
+        if log.is_told(logging.DEBUG):
             log.tell("open", f"{connection.route}: open", logging.DEBUG, **connection.facts)
         why, has_failed = "dropped", True
         try:
@@ -168,8 +168,9 @@ class Connections:
             self._count()
             self._changed.unpark_all()
             level = logging.WARNING if has_failed else logging.INFO
-            text = f"{connection.route}: {connection.traffic}: {why}"
-            log.tell("end", text, level, **connection.facts, failed=has_failed, why=why)
+            if log.is_told(level):
+                text = f"{connection.route}: {connection.traffic}: {why}"
+                log.tell("end", text, level, **connection.facts, failed=has_failed, why=why)
         return not has_failed
 
     def forget(self, connection: Connection) -> None:

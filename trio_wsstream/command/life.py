@@ -31,6 +31,7 @@ from .connections import Connections, Counters
 
 _OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _TRIES_AGAIN: Final = 0.1  # seconds
+_INHERITS_OPTIONS: Final = sys.platform == "linux"  # an accepted socket, from the listening one
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 _OTHERS: Final = (signal.SIGHUP, signal.SIGUSR1)
 
@@ -41,6 +42,7 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
     """On a listening socket. Out of descriptors, it says so once, and waits for some."""
 
     def __init__(self, sock: socket.socket) -> None:
+        keep_alive(sock)
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         self._name = name_of(sock)
         self._is_short = False
@@ -62,7 +64,8 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
                 await trio.sleep(_TRIES_AGAIN)
             else:
                 self._is_short = False
-                keep_alive(stream)
+                if not _INHERITS_OPTIONS:
+                    keep_alive(stream.socket)
                 return stream
 
     async def aclose(self) -> None:

@@ -24,9 +24,9 @@ def tell(event: str, text: str, level: int = logging.INFO, **facts: object) -> N
     _logger.log(level, "%s", text, extra={"event": event, "facts": facts})
 
 
-def is_verbose() -> bool:
-    """Whether what goes on is told, too, so that it is worth the time to find it out."""
-    return _logger.isEnabledFor(logging.DEBUG)
+def is_told(level: int) -> bool:
+    """Whether lines of this level are written, so that it is worth the time to make one."""
+    return _logger.isEnabledFor(level)
 
 
 def warn(event: str, text: str, **facts: object) -> None:

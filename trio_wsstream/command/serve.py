@@ -26,6 +26,7 @@ from .connections import Connection, Connections, Counters, describe
 from .options import UsageError, read_tokens
 from .tls import TlsListener, server_context
 
+_UNIX = "unix"  # who comes through a Unix socket
 _HANDSHAKE = 10.0  # seconds, besides those for connecting to the target
 
 
@@ -104,6 +105,7 @@ class Gateway(life.Server):
         self._routes: dict[str, Address] = dict(options.route)
         self._tokens: dict[str, bytes] | None = None
         self._tls: list[TlsListener] = []
+        self._is_unix = False  # It listens on a Unix socket.
         self._read_tokens()
 
     def _read_tokens(self) -> None:
@@ -131,6 +133,7 @@ class Gateway(life.Server):
     ) -> None:
         options = self.options
         context = server_context(options)
+        self._is_unix = listeners[0].socket.family == socket.AF_UNIX
         served: list[Any] = [*listeners]
         if context is not None:
             served = self._tls = [TlsListener(each, context) for each in listeners]
@@ -187,10 +190,9 @@ class Gateway(life.Server):
     async def _connect(self, target: Address) -> trio.SocketStream:
         seconds = self.options.connect_timeout
         try:
-            with trio.fail_after(seconds):
+            with trio.move_on_after(seconds):
                 return await addresses.connect_to(target)
-        except trio.TooSlowError:
-            raise refusal(504, f"the target did not answer within {seconds:g} s") from None
+            raise refusal(504, f"the target did not answer within {seconds:g} s")
         except OSError as error:
             why = describe(error)
             if why == os.strerror(errno.ECONNREFUSED):
@@ -214,16 +216,17 @@ class Gateway(life.Server):
         return 200, headers, b"ok\n"
 
     def _tell_refused(self, remote: object, status: int | None, reason: str) -> None:
+        client = self._who(remote)
         what = "no opening handshake"
         if status is not None:
             what = f"refused with {status}"
             phrase, _, text = reason.partition(": ")  # "502 Bad Gateway: connection refused ..."
             reason = text or phrase.removeprefix(f"{status} ")
-        text = f"{who(remote)}: {what}: {reason}"
-        log.tell("refused", text, client=who(remote), status=status, reason=reason)
+        text = f"{client}: {what}: {reason}"
+        log.tell("refused", text, client=client, status=status, reason=reason)
 
     def _tell_error(self, stream: WsByteStream, error: Exception) -> None:
-        log.fail("error", f"{who(stream.remote)}: {error!r}")
+        log.fail("error", f"{self._who(stream.remote)}: {error!r}")
 
     # After it
 
@@ -239,26 +242,28 @@ class Gateway(life.Server):
 
     def _client_of(self, ws: WsByteStream) -> str:
         """Its address; behind a proxy that is trusted, the one that this has forwarded."""
-        address = who(ws.remote)
-        forwarded = forwarded_for(ws.handshake_headers)
+        address = self._who(ws.remote)
         trusted = self.options.trust_forwarded
-        hop = str(getattr(ws.remote, "address", "unix"))
+        if not trusted:
+            return address
+        forwarded = forwarded_for(ws.handshake_headers)
+        hop = str(getattr(ws.remote, "address", address))
         client = ""
         while forwarded and _is_trusted(hop, trusted):
             client = hop = forwarded.pop()
         return f"{client} through {address}" if client else address
 
+    def _who(self, remote: Any) -> str:
+        """A client's address. A socket that has been reset has none any more."""
+        if not hasattr(remote, "address"):
+            return _UNIX if self._is_unix else "a client that has left"
+        host = str(remote.address)
+        return f"[{host}]:{remote.port}" if ":" in host else f"{host}:{remote.port}"
+
     def _subject_of(self, ws: WsByteStream) -> str:
         if self.options.client_ca is None:
             return ""
         return next(filter(None, (each.subject_of(ws.remote) for each in self._tls)), "")
-
-
-def who(remote: Any) -> str:
-    """A peer's address, for the log."""
-    if hasattr(remote, "address"):
-        return str(Address(str(remote.address), remote.port))
-    return "unix"
 
 
 def forwarded_for(headers: Any) -> list[str]:
@@ -282,7 +287,10 @@ def _address(text: str) -> str:
 
 
 def _is_trusted(hop: str, trusted: list[Any]) -> bool:
-    if hop == "unix":
+    if hop == _UNIX:
         return None in trusted
-    address = ipaddress.ip_address(hop.partition("%")[0])
+    try:
+        address = ipaddress.ip_address(hop.partition("%")[0])
+    except ValueError:  # It has left.
+        return False
     return any(network is not None and address in network for network in trusted)

@@ -3,7 +3,7 @@
 //	pumps serve host:port    a WebSocket server; each connection goes on to TCP
 //	pumps listen url         a TCP server; each connection goes on to a WebSocket
 //
-// It says where it listens.
+// It listens on a free port, or on the address that follows, and says where.
 package main
 
 import (
@@ -37,7 +37,11 @@ func join(a, b net.Conn) {
 
 func main() {
 	kind, target := os.Args[1], os.Args[2]
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address := "127.0.0.1:0"
+	if len(os.Args) > 3 {
+		address = os.Args[3]
+	}
+	listener, err := net.Listen("tcp", address)
 	behaviour.Check(err)
 	fmt.Println("listening on", listener.Addr())
 
