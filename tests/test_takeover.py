@@ -1213,7 +1213,7 @@ async def test_a_new_connection_that_lacks_something_is_refused(
     monkeypatch.setattr(_takeover, "WebSocketConnection", Lacking)
     transport, _ = trio.testing.memory_stream_pair()
     with pytest.raises(TakeoverError, match=r"trio-websocket .* wsproto"):
-        _takeover.new_connection(transport, client=client)
+        _takeover.open_connection(transport, client=client, path="/")
 
 
 @SIDES
@@ -1226,26 +1226,4 @@ async def test_a_new_connection_with_another_constructor_is_refused(
     monkeypatch.setattr(_takeover, "WebSocketConnection", construct)
     transport, _ = trio.testing.memory_stream_pair()
     with pytest.raises(TakeoverError, match=r"trio-websocket .* wsproto"):
-        _takeover.new_connection(transport, client=client)
-
-
-@SIDES
-async def test_a_wsproto_whose_connections_have_another_part_is_refused(
-    client: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = {*_takeover._WSPROTO_PARTS, "another"}
-    monkeypatch.setattr(_takeover, "_WSPROTO_PARTS", parts)
-    transport, _ = trio.testing.memory_stream_pair()
-    with pytest.raises(TakeoverError, match="WSConnection has changed"):
-        _takeover.new_connection(transport, client=client)
-
-
-@SIDES
-async def test_a_wsproto_that_opens_connections_in_another_way_is_refused(
-    client: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    transport, _ = trio.testing.memory_stream_pair()
-    connection = _takeover.new_connection(transport, client=client)
-    monkeypatch.setattr(_takeover.wsproto.connection, "Connection", lambda kind: None)
-    with pytest.raises(TakeoverError, match=r"trio-websocket .* wsproto"):
-        _takeover.open_connection(connection, "/", None, (), b"")
+        _takeover.open_connection(transport, client=client, path="/")

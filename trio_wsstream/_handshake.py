@@ -29,7 +29,6 @@ from typing import Final, NamedTuple
 import h11
 import trio
 import trio_websocket
-import wsproto.events
 from trio_websocket import Endpoint, HandshakeError, WebSocketConnection, WebSocketRequest
 
 from . import _takeover
@@ -101,19 +100,17 @@ class WsRequest(WebSocketRequest):
     """
 
     def __init__(self, transport: trio.abc.Stream, head: Head, trailing: bytes) -> None:
-        event = wsproto.events.Request(
-            host="",  # It is among the headers.
-            target=head.first[1].decode("ascii"),
-            extra_headers=head.headers,
-            subprotocols=[
-                each.decode("ascii") for each in head.elements(b"sec-websocket-protocol")
-            ],
-        )
-        super().__init__(_takeover.new_connection(transport, client=False), event)
+        # The base class would need a connection, which there is not yet, and an event of wsproto.
         self.state: SimpleNamespace = SimpleNamespace()
+        self._headers = head.headers
+        self._path = head.first[1].decode("ascii")
+        self._proposed_subprotocols = tuple(
+            each.decode("ascii") for each in head.elements(b"sec-websocket-protocol")
+        )
         self._transport = transport
         (self._key,) = head.fields[b"sec-websocket-key"]
         self._trailing = trailing
+        self._is_accepted = False
         self._accepted: WebSocketConnection | None = None
         self._rejection: trio_websocket.ConnectionRejected | None = None
 
@@ -190,12 +187,32 @@ class WsRequest(WebSocketRequest):
         return subprotocol, encode_head(b"HTTP/1.1 101 Switching Protocols", upgrade + headers)
 
     async def _accept(self, subprotocol: str | None, response: bytes) -> WebSocketConnection:
-        connection = self._accepted = self._connection
+        self._is_accepted = True
         await adapt(self._transport).write((response,))
-        _takeover.open_connection(
-            connection, self.path, subprotocol, tuple(self.headers), self._trailing
+        connection = self._accepted = _takeover.open_connection(
+            self._transport,
+            client=False,
+            path=self.path,
+            subprotocol=subprotocol,
+            handshake_headers=tuple(self.headers),
+            received=self._trailing,
         )
         return connection
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of the request. Their names are in lower case."""
+        return self._headers
+
+    @property
+    def path(self) -> str:
+        """The target of the request: the path and the query."""
+        return self._path
+
+    @property
+    def proposed_subprotocols(self) -> tuple[str, ...]:
+        """The subprotocols that the client offers, best first."""
+        return self._proposed_subprotocols
 
     @property
     def local(self) -> Endpoint | str:
@@ -209,7 +226,7 @@ class WsRequest(WebSocketRequest):
 
     @property
     def _is_answered(self) -> bool:
-        return self._accepted is not None or self._rejection is not None
+        return self._is_accepted or self._rejection is not None
 
     def _check_unanswered(self) -> None:
         if self._is_answered:
@@ -267,7 +284,9 @@ async def accept(
             await request._accept(*verdict)
     except trio.BrokenResourceError as error:
         raise HandshakeError("the client broke the connection in the opening handshake") from error
-    return request._connection, request
+    if request._accepted is None:  # The hook has answered itself, and the client was gone.
+        raise HandshakeError("the client broke the connection in the opening handshake")
+    return request._accepted, request
 
 
 async def _receive_request(reader: Reader) -> Head:
@@ -544,15 +563,14 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
         phrase = response.first[1].decode("latin-1")
         raise ConnectionRejected(status, tuple(response.headers), body, phrase)
     subprotocol = _check_response(response, request)
-    connection = _takeover.new_connection(transport, client=True)
-    _takeover.open_connection(
-        connection,
-        request.path,
-        subprotocol,
-        tuple(response.headers),
-        reader.trailing,
+    return _takeover.open_connection(
+        transport,
+        client=True,
+        path=request.path,
+        subprotocol=subprotocol,
+        handshake_headers=tuple(response.headers),
+        received=reader.trailing,
     )
-    return connection
 
 
 def _why_no_response(reader: Reader, error: Exception) -> str:

@@ -6,6 +6,7 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import TypeGuard
 
 import trio
@@ -21,31 +22,37 @@ from ._url import Url, parse_url
 _logger = logging.getLogger(__name__)
 
 
-@asynccontextmanager
-async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
+class open_nursery:  # noqa: N801  # It is used as a function.
     """Open a nursery that does not wrap an exception of its block in a group, if no task raises.
 
-    An exception of the block cancels the tasks, as in any nursery.
+    An exception of the block cancels the tasks, as in any nursery. This is no generator, because
+    each connection enters one, and a generator takes longer.
     """
-    check_trio()
-    error: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                yield nursery
-            except BaseException as exc:  # noqa: BLE001  # It is raised again below.
-                error = exc
-                nursery.cancel_scope.cancel()
-    except BaseException as raised:
-        if _is_failure(raised):
-            if not _is_failure(error):
+
+    async def __aenter__(self) -> trio.Nursery:
+        check_trio()
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        return self._nursery
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._nursery.cancel_scope.cancel()
+        try:
+            await self._manager.__aexit__(None, None, None)
+        except BaseException as raised:
+            if _is_failure(raised):
+                if not _is_failure(error):
+                    raise
+                errors = [error, raised]
+                raise BaseExceptionGroup("a block and its tasks have failed", errors) from None
+            if error is None:
                 raise
-            errors = [error, raised]
-            raise BaseExceptionGroup("a block and its tasks have failed", errors) from None
-        if error is None:
-            raise
-    if error is not None:
-        raise error
 
 
 def _is_failure(error: BaseException | None) -> TypeGuard[BaseException]:
@@ -143,26 +150,25 @@ async def open_ws_stream(
         raise
     _logger.debug("connecting to %s", parsed.authority)  # The rest of the URL may hold secrets.
     async with open_nursery() as nursery:
-        try:
-            with trio.fail_after(connect_timeout):
-                if via is not None:
-                    transport = await open_through_proxy(via, parsed.host, parsed.port)
-                elif transport is None:
-                    transport = await open_tcp(parsed.host, parsed.port, parsed.authority)
-                try:
-                    if parsed.is_secure:
-                        transport = await _start_tls(transport, parsed, ssl_context)
-                    connection = await _handshake.connect(transport, request)
-                    stream = WsByteStream(connection, nursery, config)
-                except BaseException:
-                    await trio.aclose_forcefully(transport)
-                    raise
-        except trio.TooSlowError:
+        with trio.CancelScope(deadline=trio.current_time() + connect_timeout) as scope:
+            if via is not None:
+                transport = await open_through_proxy(via, parsed.host, parsed.port)
+            elif transport is None:
+                transport = await open_tcp(parsed.host, parsed.port, parsed.authority)
+            try:
+                if parsed.is_secure:
+                    transport = await _start_tls(transport, parsed, ssl_context)
+                connection = await _handshake.connect(transport, request)
+                stream = WsByteStream(connection, nursery, config)
+            except BaseException:
+                await trio.aclose_forcefully(transport)
+                raise
+        if scope.cancelled_caught:
             through = "" if via is None else f" through the proxy {via.address}"
             raise ConnectionTimeout(
                 f"connecting to {parsed.authority}{through} took more than "
                 f"{connect_timeout} seconds"
-            ) from None
+            )
         async with stream:
             yield stream
 

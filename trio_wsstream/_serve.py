@@ -5,6 +5,10 @@ handshake of each of them (`_pending`). A task whose handshake succeeds appends 
 `_opened` and wakes `accept`, which returns the stream. While no task is in `accept`, no transport
 is accepted either, as with TCP. So there is a bound on everything that the listener holds.
 
+For `serve_ws`, the task of the handshake goes on with the handler (`_handler`), and `accept` never
+returns. A task for the handler, and waking `accept` for each stream, would take a seventh of a
+connection's time.
+
 *A burst of clients must only slow the server down, and silent clients must not keep others out.* So
 while `max_pending` handshakes are under way, further clients wait in the kernel's backlog. The
 oldest handshake is dropped for one of them, but only after it has had a fair time (`_patience`).
@@ -209,6 +213,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         if on_refused is not None:
             check_function("on_refused", on_refused)
         self._hook, self._http, self._on_refused = accept, http, on_refused
+        self._handler: Handler | None = None
         self._pending: dict[_Pending, None] = {}  # oldest first
         self._took: collections.deque[float] = collections.deque(maxlen=15)  # seconds
         self._opened: collections.deque[WsByteStream] = collections.deque()
@@ -321,7 +326,7 @@ class WsListener(trio.abc.Listener[WsByteStream]):
             why=f"the opening handshake took more than {self._connect_timeout} seconds",
         )
         try:
-            self._nursery.start_soon(self._open, transport, pending)
+            self._nursery.start_soon(self._serve_one, transport, pending)
         except RuntimeError:  # The nursery has ended.
             await trio.aclose_forcefully(transport)
             raise
@@ -329,7 +334,18 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         if self._is_closed:  # aclose was called while this transport was accepted.
             pending.drop("the listener was closed")
 
-    async def _open(self, transport: trio.abc.Stream, pending: _Pending) -> None:
+    async def _serve_one(self, transport: trio.abc.Stream, pending: _Pending) -> None:
+        stream = await self._open(transport, pending)
+        del transport, pending  # or they would live as long as the stream
+        if stream is None:
+            return
+        if self._handler is not None:
+            await self._handler(stream)
+        else:
+            self._opened.append(stream)
+            self._accepting.cancel()
+
+    async def _open(self, transport: trio.abc.Stream, pending: _Pending) -> WsByteStream | None:
         """Do one client's opening handshake. No exception but `trio.Cancelled` leaves this."""
         stream: WsByteStream | None = None
         try:
@@ -347,12 +363,11 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         except Exception as error:
             _logger.exception("an opening handshake failed")
             self._tell_refused(pending, None, f"the server failed: {type(error).__name__}")
-        if stream is not None:
-            self._opened.append(stream)
-        elif pending.scope.cancelled_caught and not pending.has_answer:
+        if stream is None and pending.scope.cancelled_caught and not pending.has_answer:
             self._tell_refused(pending, None, pending.why)
-        if self._opened or len(self._pending) == self._max_pending - 1:
-            self._accepting.cancel()  # It may be waiting for a stream or for room.
+        if len(self._pending) == self._max_pending - 1:
+            self._accepting.cancel()  # It may be waiting for room.
+        return stream
 
     async def _shake_hands(
         self, transport: trio.abc.Stream, pending: _Pending
@@ -377,7 +392,6 @@ class WsListener(trio.abc.Listener[WsByteStream]):
         # The timeout may have expired; then nobody would own the stream.
         await trio.lowlevel.checkpoint_if_cancelled()
         stream = WsByteStream(connection, self._nursery, self._config)
-        stream.handshake_headers = tuple(request.headers)
         stream.state = request.state
         _logger.debug("%s: opened for %s", connection, pending)
         return stream
@@ -633,7 +647,9 @@ async def serve_ws(
             for transport_listener in transport_listeners:
                 await transport_listener.aclose()
             raise
-        await trio.serve_listeners(
+        for ws_listener in ws_listeners:
+            ws_listener._handler = handle
+        await trio.serve_listeners(  # It never calls the handler, because `accept` never returns.
             handle, ws_listeners, handler_nursery=handler_nursery, task_status=task_status
         )
 

@@ -69,16 +69,20 @@ class _StandIn:
 
     Attributes:
       client (bool): whether this side is the client, as trio-websocket asks of wsproto.
-      received (bytes): what the read got that the reader task had under way.
+      received (bytes): what the read got that the reader task had under way. If the connection is
+          from `open_connection`, it is what came after the opening handshake.
+      is_taken (bool): whether the connection has been taken over. Only one from `open_connection`
+          has a stand-in before that.
       reader_has_left (trio.Event or None): set when the reader task leaves the transport. It is
           None while nobody waits for that.
     """
 
-    __slots__ = ("client", "reader_has_left", "received")
+    __slots__ = ("client", "is_taken", "reader_has_left", "received")
 
-    def __init__(self, *, client: bool) -> None:
+    def __init__(self, *, client: bool, received: bytes = b"", is_taken: bool = True) -> None:
         self.client = client
-        self.received = b""
+        self.received = received
+        self.is_taken = is_taken
         self.reader_has_left: trio.Event | None = None
 
     @property
@@ -142,8 +146,11 @@ def check(connection: WebSocketConnection) -> None:
         hint = ": await its accept()" if isinstance(connection, WebSocketRequest) else ""
         raise TypeError(f"connection must be a WebSocketConnection, not {connection!r}{hint}")
     with _REFUSING_UNKNOWN_VERSIONS:
-        if isinstance(connection._wsproto, _StandIn):
-            raise TakeoverError("the connection has been taken over before")
+        inner: Any = connection._wsproto
+        if isinstance(inner, _StandIn):
+            if inner.is_taken:
+                raise TakeoverError("the connection has been taken over before")
+            return  # `open_connection` has made it.
         if not connection._open_handshake.is_set():
             raise TakeoverError("the opening handshake is not finished")
         _check_parts(connection)
@@ -180,14 +187,19 @@ _PARTS: Final[dict[str, Any]] = {
     "_stream": trio.abc.Stream,
     "_stream_lock": trio.StrictFIFOLock,
     "_subprotocol": str | None,
-    "_wsproto": wsproto.WSConnection,
 }
-"""The private attributes of a connection that this file reads or sets, and their types."""
+"""The private attributes of a connection that this file reads or sets, and their types.
+
+There is one more, ``_wsproto``."""
 
 
-def _check_connection_parts(connection: Any) -> None:
-    """Raise `TakeoverError` if an attribute of the connection itself is not what it was."""
-    for name, kind in _PARTS.items():
+def _check_connection_parts(connection: Any, inner: type = wsproto.WSConnection) -> None:
+    """Raise `TakeoverError` if an attribute of the connection itself is not what it was.
+
+    Args:
+      inner (type): the class of the connection's ``_wsproto``.
+    """
+    for name, kind in {**_PARTS, "_wsproto": inner}.items():
         if not isinstance(getattr(connection, name), kind):
             raise TakeoverError(f"{_versions()}: WebSocketConnection.{name} has changed")
     if not callable(connection._aclose):
@@ -229,7 +241,7 @@ def _has_known_wsproto(inner: Any) -> bool:
 class _RefusingUnknownVersions:
     """Turns the errors of a block that misses a part into a `TakeoverError`.
 
-    Each connection enters three of these, so it is no generator, which would take longer.
+    Each connection enters two of these, so it is no generator, which would take longer.
     """
 
     def __enter__(self) -> None:
@@ -268,6 +280,17 @@ def _has_broken(connection: WebSocketConnection) -> bool:
     return _is_lost(connection) or (has_violation and not connection._stream_lock.locked())
 
 
+def _share_unused_parts(connection: WebSocketConnection) -> None:
+    """Let all connections have the same parts where none of these are used any more.
+
+    This saves 270 bytes for each connection.
+    """
+    connection._open_handshake = _SET_EVENT
+    connection._for_testing_peer_closed_connection = _SET_EVENT
+    connection._connection_proposal = None
+    connection._pings = _NO_PINGS
+
+
 class Takeover:
     """A connection that has been taken over.
 
@@ -298,17 +321,34 @@ class Takeover:
     def __init__(
         self, connection: WebSocketConnection, drop: Callable[[], Awaitable[None]]
     ) -> None:
-        inner = connection._wsproto
-        reason = connection._close_reason
+        inner: Any = connection._wsproto
         self._connection = connection
         self._drop = drop
-        self._stand_in = _StandIn(client=inner.client)
+        self._is_lost = self._is_closed = False
+        self._violation: ProtocolViolation | None = None
+        self._reader_ends: trio.MemoryReceiveChannel[bytes | str] | None = None
+        self.transport: trio.abc.Stream = connection._stream
+        self.client: bool = inner.client
+        self.close_sent: Close | None = None
+        if isinstance(inner, _StandIn):  # `open_connection` has made the connection.
+            self._stand_in = inner
+            inner.is_taken = True
+            self._keep_for_replay(inner.received)
+            inner.received = b""
+            connection._recv_channel = connection._send_channel = inner  # type: ignore[assignment]
+            connection._close_reason = _TAKEN_OVER
+        else:
+            self._stand_in = _StandIn(client=inner.client)
+            self._take_from_trio_websocket(connection, inner)
+        _logger.debug("%s: taken over, with %d bytes to replay", connection, len(self._replay))
+        connection._aclose = self._aclose  # type: ignore[method-assign]
+
+    def _take_from_trio_websocket(
+        self, connection: WebSocketConnection, inner: wsproto.WSConnection
+    ) -> None:
+        reason = connection._close_reason
         self._is_lost = _is_lost(connection)
         self._is_closed = reason is not None and not self._is_lost
-        self._violation: ProtocolViolation | None = None
-        self.transport: trio.abc.Stream = connection._stream
-        self.client = inner.client
-        self.close_sent: Close | None = None
         if reason is not None and not self._is_lost:
             close = Close(int(reason.code), reason.reason or "")
             if inner.state is ConnectionState.CLOSED:
@@ -320,29 +360,21 @@ class Takeover:
         # This empties the message queue. A reader task that waited for room in it goes on.
         self._keep_for_replay(_replay(connection, self.close_sent, self._is_closed))
 
-        _logger.debug("%s: taken over, with %d bytes to replay", connection, len(self._replay))
-
         connection._recv_channel.close()
         connection._recv_channel = connection._send_channel = self._stand_in  # type: ignore[assignment]
         connection._reader_running = False
         connection._close_reason = reason or _TAKEN_OVER
         connection._wsproto = self._stand_in  # type: ignore[assignment]
-        # No task uses these any more. One of each kind for all connections saves 270 bytes each.
-        connection._open_handshake = _SET_EVENT
-        connection._for_testing_peer_closed_connection = _SET_EVENT
-        connection._connection_proposal = None
+        _share_unused_parts(connection)
         if reason is None:
             connection._close_handshake = _SET_EVENT
         if not self.is_sending:
             connection._stream_lock = _FREE_LOCK
-        connection._pings = _NO_PINGS
         if self._is_closed or not is_reading:
             connection._stream = _SendOnlyTransport(self.transport)  # type: ignore[assignment]
         elif (sock := own_socket(self.transport)) and not self.is_sending:
             # The reader task of a socket can be woken at once; it need not wait for more bytes.
             trio.lowlevel.notify_closing(sock)
-
-        connection._aclose = self._aclose  # type: ignore[method-assign]
 
     async def _aclose(self, code: int, reason: str | None) -> None:
         await self._drop()
@@ -483,67 +515,45 @@ def _drain(channel: trio.MemoryReceiveChannel[bytes | str]) -> Iterator[bytes | 
         yield channel.receive_nowait()
 
 
-# Every WSConnection must have an opening handshake. We do that ourselves, and so all connections
-# share these two objects, which are never used.
-_UNUSED: Final = {
-    True: wsproto.WSConnection(wsproto.ConnectionType.CLIENT).handshake,
-    False: wsproto.WSConnection(wsproto.ConnectionType.SERVER).handshake,
-}
-_WSPROTO_PARTS: Final = vars(wsproto.WSConnection(wsproto.ConnectionType.CLIENT)).keys()
 _checked_classes: Final[set[type]] = set()
 
 
-def new_connection(transport: trio.abc.Stream, *, client: bool) -> WebSocketConnection:
-    """Return a connection whose opening handshake trio-websocket will not do.
+def open_connection(
+    transport: trio.abc.Stream,
+    *,
+    client: bool,
+    path: str,
+    subprotocol: str | None = None,
+    handshake_headers: tuple[tuple[bytes, bytes], ...] = (),
+    received: bytes = b"",
+) -> WebSocketConnection:
+    """Return a connection whose opening handshake this library has done, to be taken over.
+
+    The connection has no task and no wsproto object, because neither would ever be used.
 
     Args:
       transport (trio.abc.Stream): what the connection goes over.
       client (bool): whether this side is the client.
-
-    Raises:
-      TakeoverError: this version of trio-websocket or wsproto is not known.
-    """
-    with _REFUSING_UNKNOWN_VERSIONS:
-        # WSConnection.__init__ would make a handshake of its own, so it is not called.
-        inner = wsproto.WSConnection.__new__(wsproto.WSConnection)
-        inner.client = client
-        inner.handshake = _UNUSED[client]
-        inner.connection = None
-        if vars(inner).keys() != _WSPROTO_PARTS:
-            raise TakeoverError(f"{_versions()}: WSConnection has changed")
-        connection = WebSocketConnection(transport, inner, host="", path="")
-        if type(connection) not in _checked_classes:  # A check takes a part of the time to connect.
-            _check_connection_parts(connection)
-            _checked_classes.add(type(connection))
-        connection._reader_running = False
-        return connection
-
-
-def open_connection(
-    connection: WebSocketConnection,
-    path: str,
-    subprotocol: str | None,
-    handshake_headers: tuple[tuple[bytes, bytes], ...],
-    received: bytes,
-) -> None:
-    """Mark the opening handshake of a `new_connection` as finished.
-
-    Args:
-      connection (WebSocketConnection): a connection from `new_connection`.
       path (str): the path of the request.
       subprotocol (str or None): the subprotocol that was chosen.
       handshake_headers (tuple): the headers of the peer's request or response.
       received (bytes): what was received after the peer's request or response.
 
     Raises:
-      TakeoverError: this version of wsproto is not known.
+      TakeoverError: this version of trio-websocket is not known.
     """
-    inner = connection._wsproto
-    kind = wsproto.ConnectionType.CLIENT if inner.client else wsproto.ConnectionType.SERVER
+    stand_in: Any = _StandIn(client=client, received=received, is_taken=False)
     with _REFUSING_UNKNOWN_VERSIONS:
-        inner.connection = wsproto.connection.Connection(kind, [], received)
-    connection._path = path
+        connection = WebSocketConnection(transport, stand_in, host="", path=path)
+        if type(connection) not in _checked_classes:  # A check takes a part of the time to connect.
+            _check_connection_parts(connection, inner=_StandIn)
+            _checked_classes.add(type(connection))
+        connection._recv_channel.close()
     connection._subprotocol = subprotocol
     connection._handshake_headers = handshake_headers
     connection._initial_request = None
-    connection._open_handshake.set()
+    connection._reader_running = False
+    connection._close_handshake = _SET_EVENT
+    connection._stream_lock = _FREE_LOCK
+    _share_unused_parts(connection)
+    return connection

@@ -67,9 +67,8 @@ def parse_url(url: object) -> Url:
             "use an Authorization header in extra_headers instead"
         )
     about = f"{scheme}://{authority}"[:300]
-    for character in url:
-        if character <= " " or character == "\x7f":
-            raise ValueError(f"url must have no {_name_of(character)} in it: {about!r}")
+    if unfit := re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError(f"url must have no {_name_of(unfit[0])} in it: {about!r}")
     if fragment is not None:
         raise ValueError(f"url must have no fragment (#...): {about!r}")
     resource = (path or "/") + (query or "")

@@ -62,8 +62,9 @@ async def ws_stream_pair(
     async with open_nursery() as nursery:
 
         def stream(transport: trio.abc.Stream, config: StreamConfig, client: bool) -> WsByteStream:
-            connection = _takeover.new_connection(transport, client=client)
-            _takeover.open_connection(connection, path, subprotocol, (), b"")
+            connection = _takeover.open_connection(
+                transport, client=client, path=path, subprotocol=subprotocol
+            )
             return WsByteStream(connection, nursery, config)
 
         yield stream(client_end, client_config, True), stream(server_end, server_config, False)
