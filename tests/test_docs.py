@@ -108,9 +108,11 @@ async def test_the_python_blocks_of_a_page_run(page: Path) -> None:
     async with background() as nursery:
         names = {"nursery": nursery, "handler": echo}
         reader = Reader(page, nursery, names)
+        pairs = []  # A stream that nobody holds gives a warning.
         for block in blocks:
             if block.language == "python":
-                names["stream"], names["peer"] = await stream_pair(nursery)
+                pairs.append(await stream_pair(nursery))
+                names["stream"], names["peer"] = pairs[-1]
             await reader.run(block)
 
 
