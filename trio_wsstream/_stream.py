@@ -204,7 +204,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._subscriptions = Subscriptions()
         self._alarm = Alarm(self, self._endpoints)  # what _run waits under
         self._changed: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
-        self._read_size = ReadSize(client=takeover.client, limit=config.receive_buffer_size)
+        self._read_size = ReadSize(
+            client=takeover.client,
+            limit=config.receive_buffer_size,
+            over_tls=isinstance(takeover.transport, trio.SSLStream),
+        )
         self._is_reading = False  # somebody has the turn
         self._is_receiving = False  # a caller is in receive_some
         self._idle_wait: trio.CancelScope | None = None  # of wait_send_all_might_not_block
