@@ -191,7 +191,8 @@ async def test_errors_of_the_transports_accept_come_out_of_accept() -> None:
         nursery.start_soon(open_over, nursery, await transport_listener.connect())
         with pytest.raises(OSError, match="too many open files"):
             await listener.accept()
-        assert isinstance(await listener.accept(), WsByteStream)
+        stream = await listener.accept()
+        assert isinstance(stream, WsByteStream)
 
 
 async def test_aclose_closes_the_listener_and_drops_all_that_was_not_accepted() -> None:

@@ -14,7 +14,6 @@ from trio_wsstream import open_ws_stream, serve_ws
 
 from ..support.programs import free_port, running
 from ..support.receiving import end_of
-from ..support.servers import port_of
 from ..support.tasks import background
 from .peer import need_program
 
@@ -46,7 +45,7 @@ async def test_haproxy_passes_one_path_on_in_both_directions(tmp_path: Path) -> 
         (listener,) = await nursery.start(serve)
         ports = {
             "bind :80": f"bind 127.0.0.1:{port}",
-            "127.0.0.1:8001": f"127.0.0.1:{port_of(listener)}",
+            "127.0.0.1:8001": f"127.0.0.1:{listener.port}",
         }
         (tmp_path / "haproxy.cfg").write_text(configuration_of(ports))
         command = [need_program("haproxy"), "-W", "-db", "-f", tmp_path / "haproxy.cfg"]
