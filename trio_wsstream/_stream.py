@@ -483,6 +483,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     stream = alarm()
                 if is_reading and stream is not None:
                     stream._stop_reading(data)
+                data = None  # It may be an error, whose traceback holds this frame.
         except trio.Cancelled:
             if stream is not None:
                 stream._closing.is_closed_here = True
