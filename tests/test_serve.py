@@ -149,8 +149,9 @@ async def test_a_second_accept_is_busy_and_a_cancelled_one_loses_nobody() -> Non
             scope.cancel()
             await listener.accept()
         assert scope.cancelled_caught
-        for number in range(3):  # first come, first served
-            assert await (await listener.accept()).receive_some() == b"%d" % number
+        streams = [await listener.accept() for _ in transports]
+        for number, stream in enumerate(streams):  # first come, first served
+            assert await stream.receive_some() == b"%d" % number
 
 
 async def test_of_two_accepts_that_begin_at_once_one_is_busy_and_one_gets_the_client() -> None:
