@@ -32,9 +32,9 @@ from trio_wsstream import (
 )
 from trio_wsstream._open import open_nursery
 
+from .support.echoing import ask
 from .support.pairs import SHORT, connection_pair
 from .support.raw_peer import raw_pair
-from .support.receiving import receive_all
 from .support.tasks import background
 from .support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 
@@ -65,18 +65,6 @@ async def echo_server(tls: bool = False) -> AsyncGenerator[str, None]:
         yield f"{scheme}:{server.port}/a/path?query"
 
 
-async def exchange(stream: WsByteStream, data: bytes) -> bytes:
-    """Send ``data`` with a half-close, and receive until the end."""
-
-    async def send() -> None:
-        await stream.send_all(data)
-        await stream.send_eof()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        return await receive_all(stream)
-
-
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_stream_from_a_url_carries_bytes_both_ways_and_half_closes(tls: bool) -> None:
     data = bytes(range(256)) * 4000
@@ -94,7 +82,7 @@ async def test_a_stream_from_a_url_carries_bytes_both_ways_and_half_closes(tls: 
         assert (b"x-seen", b"/a/path?query") in stream.handshake_headers
         assert f":{stream.remote.port}/" in url  # type: ignore[union-attr]
         assert stream.local.url.startswith("wss" if tls else "ws:")  # type: ignore[union-attr]
-        assert await exchange(stream, data) == data
+        assert await ask(stream, data) == data
     assert stream.closed == StreamClosed(1000, "", True, None)
 
 
@@ -700,7 +688,7 @@ async def test_a_server_of_websockets_understands_us() -> None:
             config = StreamConfig(max_message_size=1000)
             async with open_ws_stream(f"ws://127.0.0.1:{port}/", config=config) as stream:
                 assert 0 < await stream.ping() < 5
-                assert await exchange(stream, b"x" * 2500) == b""
+                assert await ask(stream, b"x" * 2500) == b""
             assert await trio.to_thread.run_sync(has_ended.wait, 10)
             assert [len(message) for message in received] == [1000, 1000, 500]
             assert stream.closed == StreamClosed(1000, "half-close", True, None)
