@@ -178,13 +178,15 @@ async def _serving_websockets_trio(handler: Handler, tls: TLS) -> AsyncGenerator
 
 
 @asynccontextmanager
-async def _connect_websockets_trio(port: int, tls: TLS) -> AsyncGenerator[End, None]:
-    from websockets.trio.client import connect
-
+async def _connect_by(module: str, port: int, tls: TLS) -> AsyncGenerator[End, None]:
+    """Connect with one of the clients of `websockets`, which differ in their module only."""
+    connect = importlib.import_module(module).connect
     url = f"{'wss' if tls else 'ws'}://{HOST}:{port}/"
-    options: Any = {"compression": None, "max_size": None, "proxy": None}
-    async with connect(url, ssl=tls, **options) as connection:
+    async with connect(url, ssl=tls, compression=None, max_size=None, proxy=None) as connection:
         yield End(connection.send, connection.recv)
+
+
+_connect_websockets_trio: Final = partial(_connect_by, "websockets.trio.client")
 
 
 # The libraries for asyncio. They are for comparison only: no Trio program can use them.
@@ -203,14 +205,7 @@ async def _serving_websockets(handler: Handler, tls: TLS) -> AsyncGenerator[int,
         yield next(iter(server.sockets)).getsockname()[1]
 
 
-@asynccontextmanager
-async def _connect_websockets(port: int, tls: TLS) -> AsyncGenerator[End, None]:
-    from websockets.asyncio.client import connect
-
-    url = f"{'wss' if tls else 'ws'}://{HOST}:{port}/"
-    options: Any = {"compression": None, "max_size": None, "proxy": None}
-    async with connect(url, ssl=tls, **options) as connection:
-        yield End(connection.send, connection.recv)
+_connect_websockets: Final = partial(_connect_by, "websockets.asyncio.client")
 
 
 @asynccontextmanager
