@@ -124,7 +124,9 @@ async def test_a_dead_link_is_noticed_on_both_sides(
             (closed,) = await all_events(events)
             assert isinstance(closed, StreamClosed)
             assert isinstance(closed.error, KeepaliveTimeout)
-        assert trio.current_time() - died_at <= WITHIN + 0.2
+        # The relay's kernel takes bytes until it is full, maybe after the clock has jumped.
+        last_sign_at = max(died_at, client._wire.accepted_at, server._wire.accepted_at)
+        assert trio.current_time() - last_sign_at <= WITHIN + 0.2
 
 
 @pytest.mark.parametrize("by_client", [True, False])

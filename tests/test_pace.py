@@ -220,6 +220,62 @@ async def test_a_call_cancelled_between_fragments_under_tls_is_a_whole_message_o
         assert await peer.receive() == (CLOSE, close_payload(1000, "half-close"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
+@pytest.mark.parametrize("next_size", [4, 1000, len(LONG_DATA)])
+@pytest.mark.parametrize("written", [1, 3, 7])
+async def test_the_rest_of_a_message_comes_before_the_next_one_although_the_peer_has_hung_up(
+    written: int, next_size: int, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the peer sent before is read first, and until then the turn to write is free. Time
+    stands still, so nobody reads.
+    """
+    async with background() as nursery:
+        stream, peer = await slow_pair(nursery, "tls", monkeypatch)
+        await peer.send(BINARY, b"read by trio-websocket")
+        await stream.receive_some()
+        await peer.transport.transport_stream.send_eof()
+        real, calls = stream._transport.wait_send_all_might_not_block, 0
+
+        async def wait() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == written + 1:
+                await trio.sleep_forever()
+            await real()
+
+        stream._transport.wait_send_all_might_not_block = wait  # type: ignore[method-assign]
+        async with trio.open_nursery() as sending:
+            sending.start_soon(stream.send_all, DATA)
+            await wait_all_tasks_blocked()
+            sending.cancel_scope.cancel()
+        assert stream._wire.must_read_first()
+        nursery.start_soon(stream.send_all, b"n" * next_size)
+        assert payload_of(await peer.receive_message()) == DATA
+        assert payload_of(await peer.receive_message()) == b"n" * next_size
+
+
+async def test_a_stream_that_is_about_to_be_dropped_begins_no_message_inside_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cancelled nursery stops what writes the rest a moment before it drops the transport."""
+    async with background() as nursery:
+        stream, peer = await slow_pair(nursery, "unix", monkeypatch)
+        stream._protocol.unfinished = (b"the rest", 0, 8)
+        stream._protocol.finish_message()
+        stream._writer.stop()
+
+        async def send() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(b"next")
+
+        async with trio.open_nursery() as sending:
+            sending.start_soon(send)
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+            await stream._drop()
+        await peer.expect_eof()
+
+
 async def test_a_call_cancelled_while_a_pong_goes_between_its_fragments_is_a_whole_message(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -642,7 +642,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
             is_inside = False  # a message of which fragments are written
             while (frames or start < size) and protocol.can_send and not wire.failure:
-                if writer.turn_is_taken:
+                if writer.turn_is_taken or protocol.owes:
                     await writer.take_turn()
                     if protocol.owes_rest or not self._can_send():
                         writer.pass_turn()

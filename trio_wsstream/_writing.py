@@ -87,11 +87,18 @@ class Writer:
         return self._wire.is_truncated
 
     async def take_turn(self) -> None:
-        """Wait for the turn to write."""
+        """Wait for the turn to write. What is left of an earlier message goes out before that.
+
+        If the stream is dropped meanwhile, `Protocol.owes_rest` may still be true afterwards.
+        """
+        if self._protocol.owes_rest and not self.turn_is_taken:
+            self._flush_at_once()  # A caller that writes does not read first, either.
         if self.turn_is_taken:
             _logger.debug("%s: a sender waits for its turn to write", self._name)
             self._queue = self._queue or trio.lowlevel.ParkingLot()
             await self._queue.park()
+        elif self._protocol.owes_rest:
+            await trio.lowlevel.checkpoint()
         self.turn_is_taken = True
 
     @trio.lowlevel.enable_ki_protection
@@ -109,11 +116,17 @@ class Writer:
     @trio.lowlevel.enable_ki_protection
     def flush_soon(self) -> None:
         """Have what is owed sent: now, or when the turn is passed on."""
-        protocol, wire = self._protocol, self._wire
-        if self.turn_is_taken or self._is_stopped or not protocol.owes:
+        protocol = self._protocol
+        if self.turn_is_taken or not protocol.owes:
             return
-        if wire.must_read_first() and not protocol.ended:
+        if self._wire.must_read_first() and not protocol.ended:
             return  # the next read comes back here
+        self._flush_at_once()
+
+    def _flush_at_once(self) -> None:
+        protocol, wire = self._protocol, self._wire
+        if self._is_stopped:
+            return
         rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
         if wire.failure:
             self._changed()
