@@ -7,8 +7,10 @@ import socket
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -31,7 +33,7 @@ from .support.pairs import stream_pair
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import receive_all
 from .support.tasks import background
-from .support.transports import close_when_cancelled, reset, tcp_transport
+from .support.transports import TRANSPORTS, close_when_cancelled, reset, tcp_transport
 
 pytestmark = pytest.mark.slow
 
@@ -456,3 +458,72 @@ async def test_a_side_that_pauses_for_hours_is_not_given_up(autojump_clock: Mock
         nursery.start_soon(send_and_end, sending[1])
         await trio.sleep(10_000)
         assert await receive_all(paused[1]) == DATA
+
+
+CLOGGED = pytest.mark.parametrize("kind", ["unix", "lockstep"])
+
+
+@CLOGGED
+@pytest.mark.parametrize("who", ["this side", "this side, after the peer", "the peer"])
+async def test_a_websocket_that_is_over_ends_a_bridge_whose_other_side_takes_nothing(
+    who: str, kind: str, autojump_clock: MockClock
+) -> None:
+    """The bridge waits for its sink, so it reads the WebSocket no more."""
+    config = attrs.evolve(TUNNEL, half_close=HalfClose.NEVER)
+    async with background() as nursery:
+        far, near = await stream_pair(nursery, "memory", config, config)
+        local, silent = await TRANSPORTS[kind]()
+        nursery.start_soon(close_when_cancelled, silent)
+        await far.send_all(DATA[:60_000])
+        result = BridgeResult()
+        async with trio.open_nursery() as bridging:
+            bridging.start_soon(partial(bridge, near, local, result=result))
+            await trio.sleep(1)
+            if who == "this side, after the peer":
+                await far.aclose()
+                await trio.sleep(1000)
+                assert near.closed is not None
+                assert near.closed.clean
+                assert result.a_to_b.end is BridgeEnd.OPEN  # What came is still owed to the sink.
+            ended_at = trio.current_time()
+            if who == "the peer":
+                await far.aclose(4000)
+            else:
+                await near.aclose(1001)
+        assert trio.current_time() - ended_at <= 6
+        assert result.a_to_b.end is BridgeEnd.SOURCE_FAILED
+        assert result.b_to_a.end is BridgeEnd.CUT_OFF
+        kind_of_error = AbnormalClosure if who == "the peer" else trio.ClosedResourceError
+        assert isinstance(result.error, kind_of_error)
+
+
+@CLOGGED
+async def test_a_slow_side_gets_what_came_before_the_websocket_broke(
+    kind: str, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        far, near = await stream_pair(nursery, "memory", TUNNEL, TUNNEL)
+        local, slow = await TRANSPORTS[kind]()
+        nursery.start_soon(close_when_cancelled, slow)
+        for start in range(0, 60_000, 10_000):
+            await far.send_all(DATA[start : start + 10_000])
+        await far.aclose(4000)
+        nursery.start_soon(bridge, near, local)
+        received = b""
+        while data := await slow.receive_some(1000):
+            received += data
+            await trio.sleep(0.05)
+        assert received == DATA[:60_000]
+
+
+async def test_a_websocket_that_has_ended_well_waits_for_a_side_that_takes_nothing_for_hours(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        far, near = await stream_pair(nursery, "memory", TUNNEL, TUNNEL)
+        local, slow = await TRANSPORTS["lockstep"]()
+        await far.send_all(DATA)
+        nursery.start_soon(far.aclose)
+        nursery.start_soon(bridge, near, local)
+        await trio.sleep(10_000)
+        assert await receive_all(slow) == DATA

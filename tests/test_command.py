@@ -611,6 +611,19 @@ async def test_what_is_open_for_too_long_is_closed_with_1001(
             await said(caplog, "closed with 1001: stopping")
 
 
+async def test_a_drain_ends_although_a_target_takes_nothing() -> None:
+    async with (
+        target() as (listener, address),
+        running("serve", "0", address, "--drain-timeout", "100ms") as serving,
+        open_ws_stream(serving.url) as client,
+        await listener.accept(),
+    ):
+        with trio.move_on_after(0.5):
+            await client.send_all(bytes(30_000_000))
+        signal.raise_signal(signal.SIGTERM)
+        assert await serving.wait() == 0
+
+
 async def test_a_second_signal_ends_it_at_once() -> None:
     async with (
         target() as (listener, address),

@@ -11,6 +11,10 @@ reset only once; after a write has reported it, a read returns ``b""``, which is
 two halves of a `trio.StapledStream` have nothing to do with each other, so that the other one may
 never end.
 
+*A WebSocket may break, or be closed by another task, while its pump waits for the sink.* So a pump
+that has to wait gets a task that attends to the WebSocket (`_attend`). A sink that is only slow
+still gets what came before.
+
 *A WebSocket whose receiving side has ended may still vanish*, and only a send would notice. So the
 pump that has passed the end on waits for `StreamClosed`, as long as the other direction is open. It
 begins with that only after `_SOON`: mostly the other direction has ended by then, and to subscribe
@@ -44,11 +48,11 @@ import trio
 from ._errors import ConnectionLost
 from ._events import StreamClosed
 from ._protocol import HALF_CLOSE
-from ._stream import WsByteStream
+from ._stream import WsByteStream, loss_of
 from ._transport import own_socket, unacknowledged_in
 
 _CHUNK: Final = 65536  # bytes in one read of a socket: the default size of a message
-_SETTLING: Final = 5.0  # seconds, for the kernel to send what it has before a socket is reset
+_SETTLING: Final = 5.0  # seconds for a sink to take what is left before it is reset
 _LOOKS_AGAIN: Final = 0.02  # seconds
 _SOON: Final = 0.2  # seconds
 
@@ -151,8 +155,8 @@ async def bridge(
             if isinstance(stream, trio.SocketStream):
                 _reset_when_closed(stream, True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(back.run)
-            await there.run()
+            nursery.start_soon(back.run, nursery)
+            await there.run(nursery)
         misuse = there.misuse or back.misuse
         if misuse is not None:
             raise misuse
@@ -183,16 +187,22 @@ class _Pump:
         self._receive: _Receive = source.receive_some
         self._send: _Send = sink.send_all
         if not (isinstance(source, trio.SocketStream) and isinstance(sink, trio.SocketStream)):
-            self._receive, self._send = _receiving_from(source), _sending_to(sink)
+            self._receive = _receiving_from(source)
+            self._send = _sending_to(sink, self._sink_is_slow)
+        self._nursery: trio.Nursery | None = None
+        self._attending: trio.CancelScope | None = None
         self._scope = trio.CancelScope()
         self._over = trio.Event()
         self._is_watching = False
         self._in_sink = False  # it is waiting for the sink, and not for the source
         self._source_error: Exception | None = None  # of sending to it: its end is none
 
-    async def run(self) -> None:
+    async def run(self, nursery: trio.Nursery) -> None:
         """Carry until the end. Raises nothing but `trio.Cancelled`."""
         direction = self.direction
+        self._nursery = nursery
+        if self._send == self.sink.send_all:  # Nobody will tell that it has to wait.
+            self._sink_is_slow()
         try:
             with self._scope:
                 await self._carry()
@@ -205,6 +215,8 @@ class _Pump:
             if self.is_open:
                 direction.end = BridgeEnd.CUT_OFF
             self._over.set()
+            if self._attending is not None:
+                self._attending.cancel()
             if self.other._is_watching:
                 self.other.stop()
 
@@ -248,6 +260,25 @@ class _Pump:
         elif isinstance(self.sink, trio.SocketStream):
             self.other._source_error = error
 
+    def _sink_is_slow(self) -> None:
+        """While the sink makes this pump wait, nobody would notice that the source breaks."""
+        if self._attending is None and isinstance(self.source, WsByteStream):
+            assert self._nursery is not None
+            self._attending = trio.CancelScope()
+            self._nursery.start_soon(self._attend, self.source, self._attending)
+
+    async def _attend(self, ws: WsByteStream, scope: trio.CancelScope) -> None:
+        with scope:
+            error = await loss_of(ws)
+            carried = -1
+            while carried < self.direction.bytes_carried:
+                carried = self.direction.bytes_carried
+                await trio.sleep(_SETTLING)
+            if self.is_open:
+                self._in_sink = False
+                self._fail(error)
+                self.stop()
+
     async def _watch(self, ws: WsByteStream) -> None:
         """It has ended: see its transport end, too, which ends the other direction."""
         with trio.move_on_after(_SOON):
@@ -288,8 +319,8 @@ def _receiving_from(source: trio.abc.HalfCloseableStream) -> _Receive:
     return receive
 
 
-def _sending_to(sink: trio.abc.HalfCloseableStream) -> _Send:
-    """Return what writes to ``sink``: see `_receiving_from`."""
+def _sending_to(sink: trio.abc.HalfCloseableStream, waits: Callable[[], None]) -> _Send:
+    """Return what writes to ``sink``: see `_receiving_from`. It calls ``waits`` before it waits."""
     sock = own_socket(sink) if type(sink) is trio.SocketStream else None
     if sock is None:
         return sink.send_all
@@ -300,6 +331,7 @@ def _sending_to(sink: trio.abc.HalfCloseableStream) -> _Send:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
+            waits()
             await sink.send_all(memoryview(data)[sent:])
 
     return send

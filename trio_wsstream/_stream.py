@@ -1092,3 +1092,22 @@ def is_end_of(stream: WsByteStream, error: BaseException | None) -> bool:
             return True  # anyio's has the mark, too
         error = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
     return False
+
+
+async def loss_of(stream: WsByteStream) -> Exception:
+    """Wait until nothing more can come from ``stream``: it has broken, or this side has closed it.
+
+    A stream that has ended well, and is not closed yet, may still have bytes for its reader.
+
+    Returns:
+      Why: what a reader would get, or the cause of that.
+    """
+    with stream.subscribe(kinds=StreamClosed) as events:
+        async for _ in events:
+            pass
+    while True:
+        if stream._closing.is_closed_here:
+            return trio.ClosedResourceError("this side has closed the stream")
+        if stream.closed is not None and stream.closed.error is not None:
+            return stream.closed.error
+        await stream._wait_for_change()
