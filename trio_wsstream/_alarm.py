@@ -4,6 +4,10 @@ Theory of operation. The task waits either for nothing but the alarm (`sleep_unt
 from the transport as well (`read_until`). `ring` ends both kinds of wait. A task that only sleeps
 is rescheduled directly, because cancelling its scope would take three times as long.
 
+*Keepalive* has no deadline of its own in each stream, because to wake a task, and to have it begin
+its read anew, would take half of the processor time of an idle stream. One task of the run, the
+`_Timer`, calls all streams at their times (`call_by`).
+
 The alarm is also a weak reference to the stream, and a waiting task holds no other. Once the stream
 is garbage, nobody can close it any more. Then the alarm warns and rings, and the task, which finds
 no stream, closes the transport.
@@ -11,10 +15,13 @@ no stream, closes the transport.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import warnings
 import weakref
-from collections.abc import Awaitable
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -36,6 +43,7 @@ class Alarm(weakref.ref[Stream]):
     Args:
       stream: which the task belongs to.
       endpoints: what a warning calls it.
+      call: is called with the stream at the time that `call_by` has set. It must not raise.
 
     Attributes:
       has_open_end (bool): the task sleeps, and its deadline does not take into account when the
@@ -43,13 +51,30 @@ class Alarm(weakref.ref[Stream]):
       keeps: the stream, while it must not become garbage; else None.
     """
 
-    __slots__ = ("_endpoints", "_scope", "_sleeper", "_token", "has_open_end", "keeps")
+    __slots__ = (
+        "_call",
+        "_called_at",
+        "_endpoints",
+        "_scope",
+        "_sleeper",
+        "_timer",
+        "_token",
+        "has_open_end",
+        "keeps",
+    )
 
-    def __new__(cls, stream: Stream, endpoints: Endpoints) -> Alarm[Stream]:
+    def __new__(
+        cls, stream: Stream, endpoints: Endpoints, call: Callable[[Stream], None]
+    ) -> Alarm[Stream]:
         return super().__new__(cls, stream, _abandon)
 
-    def __init__(self, stream: Stream, endpoints: Endpoints) -> None:
+    def __init__(
+        self, stream: Stream, endpoints: Endpoints, call: Callable[[Stream], None]
+    ) -> None:
         self._endpoints = endpoints
+        self._call = call
+        self._called_at = math.inf
+        self._timer = _Timer.of_run()
         self._token: trio.lowlevel.TrioToken | None = trio.lowlevel.current_trio_token()
         self._scope: trio.CancelScope | None = None
         self._sleeper: trio.lowlevel.Task | None = None
@@ -99,10 +124,27 @@ class Alarm(weakref.ref[Stream]):
         assert self._scope is not None
         self._scope.deadline = min(self._scope.deadline, deadline)
 
+    def call_by(self, time: float) -> None:
+        """Have the stream called at ``time`` at the latest."""
+        if time < self._called_at:
+            self._called_at = time
+            self._timer.add(time, self)
+
+    def be_called(self, time: float) -> None:
+        """The timer calls this at a ``time`` that `call_by` has set."""
+        if time == self._called_at:  # and no earlier time has been set after it
+            self._called_at = math.inf
+            stream = self()
+            if stream is not None:
+                self._call(stream)
+
     def retire(self) -> None:
         """The stream has ended: ring for the last time, and do not warn of garbage."""
         self.ring()
         self._token = self.keeps = None
+        if self._called_at > -math.inf:
+            self._called_at = -math.inf
+            self._timer.forget_one()
 
     def _stop_sleeping(self, _: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -120,3 +162,55 @@ def _abandon(alarm: Alarm[Stream]) -> None:
             f"<{alarm._endpoints}> was never closed: use it in an `async with`, or call its aclose"
         )
         warnings.warn(message, ResourceWarning, stacklevel=2)
+
+
+class _Timer:
+    """Calls the streams of one Trio run. Its task lives as long as there are any."""
+
+    __slots__ = ("_count", "_is_running", "_number", "_scope", "_times")
+
+    def __init__(self) -> None:
+        self._times: list[tuple[float, int, Alarm[Any]]] = []  # a heap
+        self._number = itertools.count()  # of equal times the first is first
+        self._count = 0  # of streams
+        self._is_running = False
+        self._scope = trio.CancelScope()  # what its task sleeps under
+
+    @classmethod
+    def of_run(cls) -> _Timer:
+        """Return the timer of this run, for one more stream."""
+        timer = _timers.get(None)
+        if timer is None:
+            timer = cls()
+            _timers.set(timer)
+        timer._count += 1
+        return timer
+
+    def add(self, time: float, alarm: Alarm[Any]) -> None:
+        """Have ``alarm`` called at ``time``."""
+        heapq.heappush(self._times, (time, next(self._number), alarm))
+        if not self._is_running:
+            self._is_running = True
+            trio.lowlevel.spawn_system_task(self._run)
+        elif time < self._scope.deadline:
+            self._scope.deadline = time
+
+    def forget_one(self) -> None:
+        """One of the streams has ended."""
+        self._count -= 1
+        if not self._count:
+            self._times.clear()
+            self._scope.cancel()
+
+    async def _run(self) -> None:
+        while self._times:
+            with trio.CancelScope(deadline=self._times[0][0]) as self._scope:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            while self._times and self._times[0][0] <= now:
+                time, _, alarm = heapq.heappop(self._times)
+                alarm.be_called(time)
+        self._is_running = False
+
+
+_timers: Final = trio.lowlevel.RunVar[_Timer | None]("timer of trio_wsstream")

@@ -202,7 +202,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         WsByteStream._open_streams += 1
         self._keepalive_payload = b""  # of its last ping
         self._subscriptions = Subscriptions()
-        self._alarm = Alarm(self, self._endpoints)  # what _run waits under
+        # What _run waits under:
+        self._alarm = Alarm(self, self._endpoints, WsByteStream._see_to_keepalive)
         self._changed: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
         self._read_size = ReadSize(
             client=takeover.client,
@@ -491,6 +492,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         finally:
             WsByteStream._open_streams -= 1
             if stream is None:  # Nobody else held it.
+                alarm.retire()
                 await wire.aclose_forcefully()
             elif stream.closed is None:
                 await stream._close_forcefully()
@@ -500,13 +502,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         now = trio.current_time()
         if self._closing.is_over(now):
             return False, None
-        action = self._next_keepalive_action(now)
-        if action is not None:
-            return False, self._keep_alive(action, now)
-        self._alarm.keeps = self if self._subscriptions.has_readers else None
+        if self._keep_alive(now):
+            return False, self._give_up(now)
         wakes_at = self._closing.wakes_at
-        if self._needs_keepalive():
-            wakes_at = min(wakes_at, self._keepalive.due_at)
         reads_at = self._reads_at()
         if now < reads_at:
             has_open_end = reads_at == math.inf
@@ -547,31 +545,34 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         """Closing has a clock of its own."""
         return not (self._closing.has_begun or self._protocol.tcp_ended)
 
-    def _next_keepalive_action(self, now: float) -> Action | None:
+    def _see_to_keepalive(self) -> None:
+        """Its time has come. The task is not woken, unless there is something for it to do."""
+        if self._keep_alive(trio.current_time()) or self._keepalive.is_looking:
+            self._alarm.ring()
+
+    def _keep_alive(self, now: float) -> bool:
+        """Send the signs of life that are due. Return whether the peer is to be given up."""
+        self._alarm.keeps = self if self._subscriptions.has_readers else None
         if not self._needs_keepalive():
-            return None
+            return False
         keepalive = self._keepalive
         # That bytes of ours are accepted after they had to wait is a sign of life of both sides.
         accepted_at = self._wire.accepted_at
         keepalive.last_heard_at = max(keepalive.last_heard_at, accepted_at)
         keepalive.last_sent_at = max(keepalive.last_sent_at, accepted_at, self._writer.written_at)
-        return keepalive.next_action(
-            now,
-            can_send=self._protocol.may_send_control,
-            is_held=self._subscriptions.is_waiting or (self._is_full() and not self._is_reading),
-        )
+        is_held = self._subscriptions.is_waiting or (self._is_full() and not self._is_reading)
+        while True:
+            can_send = self._protocol.may_send_control
+            action = keepalive.next_action(now, can_send=can_send, is_held=is_held)
+            if action is None:
+                self._alarm.call_by(keepalive.due_at)
+                return False
+            if action is Action.GIVE_UP:
+                return True
+            self._send_sign_of_life(action)
 
-    async def _keep_alive(self, action: Action, now: float) -> None:
-        """Send the sign of life that is due, or give the peer up."""
-        if action is Action.GIVE_UP:
-            if self._is_acknowledged():
-                self._keepalive.last_heard_at = now
-                return
-            self._protocol.time_out()
-            self._process_input()
-            await self._let_close_go_out()
-            self._closing.deadline = now
-        elif action is Action.PING:
+    def _send_sign_of_life(self, action: Action) -> None:
+        if action is Action.PING:
             if self._protocol.owes_ping:
                 return  # it waits for the transport, and would have to wait for the first
             _logger.debug("%s: a keepalive ping", self.connection)
@@ -584,6 +585,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             _logger.debug("%s: a heartbeat", self.connection)
             self._protocol.heartbeat()
             self._writer.flush_soon()
+
+    async def _give_up(self, now: float) -> None:
+        """Give up a peer that was silent for too long, unless its TCP shows that it lives."""
+        if self._is_acknowledged():
+            self._keepalive.last_heard_at = now
+            return
+        self._protocol.time_out()
+        self._process_input()
+        await self._let_close_go_out()
+        self._closing.deadline = now
 
     def _is_acknowledged(self) -> bool:
         """Whether the peer owes no sign of life, and its TCP gives one.
