@@ -4,9 +4,10 @@ Theory of operation. The task waits either for nothing but the alarm (`sleep_unt
 from the transport as well (`read_until`). `ring` ends both kinds of wait. A task that only sleeps
 is rescheduled directly, because cancelling its scope would take three times as long.
 
-*Keepalive* has no deadline of its own in each stream, because to wake a task, and to have it begin
-its read anew, would take half of the processor time of an idle stream. One task of the run, the
-`_Timer`, calls all streams at their times (`call_by`).
+*For keepalive* the task need not wake. To wake it, and to have it begin its read anew, would take a
+third of the processor time of an idle stream. So one task of the run, the `_Timer`, calls the
+streams at their times (`call_by`). A stream asks for that when it has been idle for the first time,
+because most streams of some programs are closed before that.
 
 The alarm is also a weak reference to the stream, and a waiting task holds no other. Once the stream
 is garbage, nobody can close it any more. Then the alarm warns and rings, and the task, which finds
@@ -74,7 +75,7 @@ class Alarm(weakref.ref[Stream]):
         self._endpoints = endpoints
         self._call = call
         self._called_at = math.inf
-        self._timer = _Timer.of_run()
+        self._timer: _Timer | None = None
         self._token: trio.lowlevel.TrioToken | None = trio.lowlevel.current_trio_token()
         self._scope: trio.CancelScope | None = None
         self._sleeper: trio.lowlevel.Task | None = None
@@ -124,8 +125,15 @@ class Alarm(weakref.ref[Stream]):
         assert self._scope is not None
         self._scope.deadline = min(self._scope.deadline, deadline)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether `call_by` has been used."""
+        return self._timer is not None
+
     def call_by(self, time: float) -> None:
         """Have the stream called at ``time`` at the latest."""
+        if self._timer is None:
+            self._timer = _Timer.for_one_more()
         if time < self._called_at:
             self._called_at = time
             self._timer.add(time, self)
@@ -142,9 +150,10 @@ class Alarm(weakref.ref[Stream]):
         """The stream has ended: ring for the last time, and do not warn of garbage."""
         self.ring()
         self._token = self.keeps = None
-        if self._called_at > -math.inf:
-            self._called_at = -math.inf
+        if self._timer is not None:
             self._timer.forget_one()
+            self._timer = None
+            self._called_at = -math.inf
 
     def _stop_sleeping(self, _: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -177,7 +186,7 @@ class _Timer:
         self._scope = trio.CancelScope()  # what its task sleeps under
 
     @classmethod
-    def of_run(cls) -> _Timer:
+    def for_one_more(cls) -> _Timer:
         """Return the timer of this run, for one more stream."""
         timer = _timers.get(None)
         if timer is None:

@@ -505,6 +505,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._keep_alive(now):
             return False, self._give_up(now)
         wakes_at = self._closing.wakes_at
+        if not self._alarm.is_timed and self._needs_keepalive():
+            wakes_at = min(wakes_at, self._keepalive.due_at)
         reads_at = self._reads_at()
         if now < reads_at:
             has_open_end = reads_at == math.inf
@@ -556,6 +558,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if not self._needs_keepalive():
             return False
         keepalive = self._keepalive
+        is_timed = self._alarm.is_timed or now >= keepalive.due_at
         # That bytes of ours are accepted after they had to wait is a sign of life of both sides.
         accepted_at = self._wire.accepted_at
         keepalive.last_heard_at = max(keepalive.last_heard_at, accepted_at)
@@ -565,7 +568,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             can_send = self._protocol.may_send_control
             action = keepalive.next_action(now, can_send=can_send, is_held=is_held)
             if action is None:
-                self._alarm.call_by(keepalive.due_at)
+                if is_timed:
+                    self._alarm.call_by(keepalive.due_at)
                 return False
             if action is Action.GIVE_UP:
                 return True

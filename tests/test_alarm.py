@@ -1,0 +1,132 @@
+"""The timer of a run, which calls all streams for keepalive."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_wsstream import PingReceived, PongReceived, StreamConfig, WsByteStream
+
+from .support.pairs import stream_pair
+from .support.receiving import receive_all
+from .support.tasks import background
+
+CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
+
+
+class CountSteps(trio.abc.Instrument):
+    """Counts the steps of each kind of task."""
+
+    def __init__(self) -> None:
+        self.steps: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps[task.name] += 1
+
+
+def has_timer() -> bool:
+    """Whether this run has the timer's task."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    tasks = [task for nursery in root.child_nurseries for task in nursery.child_tasks]
+    return "trio_wsstream._alarm._Timer._run" in {task.name for task in tasks}
+
+
+@pytest.mark.parametrize("callers_read", [True, False])
+async def test_keepalive_wakes_no_task_but_to_read_what_comes(
+    callers_read: bool, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        pair = await stream_pair(nursery, "unix", CONFIG, CONFIG)
+        if callers_read:
+            for stream in pair:
+                nursery.start_soon(receive_all, stream)
+        await trio.sleep(25)  # after the first interval the timer does it
+        events = [stream.subscribe(1000, kinds=(PingReceived, PongReceived)) for stream in pair]
+        trio.lowlevel.add_instrument(count := CountSteps())
+        await trio.sleep(200)
+        trio.lowlevel.remove_instrument(count)
+        received = sum(each.statistics().current_buffer_used for each in events)
+        assert received >= 18
+        reads = 0 if callers_read else received
+        assert count.steps["trio_wsstream._stream.WsByteStream._run"] <= reads
+        for each in events:
+            each.close()
+
+
+async def test_the_timer_has_no_task_before_a_stream_is_idle_and_none_after_the_last_stream(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        for _ in range(2):
+            pairs = [await stream_pair(nursery, "memory", CONFIG, CONFIG) for _ in range(3)]
+            await trio.sleep(19)
+            assert not has_timer()
+            await trio.sleep(100)
+            assert has_timer()
+            for client, server in pairs:
+                nursery.start_soon(server.aclose)
+                await client.aclose()
+            await wait_all_tasks_blocked()
+            assert not has_timer()
+
+
+async def test_a_stream_that_is_younger_and_in_more_of_a_hurry_is_called_in_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        await stream_pair(nursery, "memory", CONFIG, CONFIG)
+        await trio.sleep(30)
+        fast = StreamConfig(ping_interval=1, ping_timeout=1)
+        client, server = await stream_pair(
+            nursery, "memory", fast, StreamConfig(ping_interval=None)
+        )
+        events = server.subscribe(1000, kinds=PingReceived)
+        await trio.sleep(100.5)
+        assert events.statistics().current_buffer_used == 100
+        assert client.closed is None
+
+
+def idle_for_a_while(pings: list[int]) -> None:
+    async def main() -> None:
+        async with background() as nursery:
+            client, server = await stream_pair(
+                nursery, "memory", CONFIG, StreamConfig(ping_interval=None)
+            )
+            events = server.subscribe(1000, kinds=PingReceived)
+            await trio.sleep(205)
+            pings.append(events.statistics().current_buffer_used)
+            assert client.closed is None
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_each_run_has_a_timer_of_its_own() -> None:
+    """One after the other in a thread, and in several threads at the same time."""
+    pings: list[int] = []
+    for _ in range(2):
+        threads = [threading.Thread(target=partial(idle_for_a_while, pings)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        idle_for_a_while(pings)
+    assert pings == [10] * 8
+
+
+async def test_streams_whose_nursery_is_cancelled_leave_the_timer(
+    autojump_clock: MockClock,
+) -> None:
+    streams: list[WsByteStream] = []
+    async with background() as nursery:
+        streams += await stream_pair(nursery, "memory", CONFIG, CONFIG)
+        await trio.sleep(100)
+        assert has_timer()
+    await wait_all_tasks_blocked()
+    assert not has_timer()
+    assert all(stream.closed is not None for stream in streams)
