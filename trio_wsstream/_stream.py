@@ -10,8 +10,9 @@ Closes are answered while nobody receives. It reads at once while a `ping` waits
 takes its last look, and while the stream closes. It reads ahead `receive_buffer_size` bytes at the
 most. A caller that comes while the task reads waits for what it reads.
 
-*The task sleeps* under an `Alarm` until something is due: the end of the grace period, keepalive,
-the closing deadline. A caller's reads move none of these deadlines, because that would cost too
+*The task sleeps* under an `Alarm` until something is due: the end of the grace period, the closing
+deadline. Keepalive is seen to by the alarm's timer, which does not wake the task for a sign of life
+(`_see_to_keepalive`). A caller's reads move none of these deadlines, because that would cost too
 much. But if the task sleeps without a grace period in view, a caller that stops reading sets one
 (`_stop_receiving`). While the task waits it holds no stream, so a stream that everybody else has
 forgotten is garbage; then the alarm warns, and the task closes the transport.
