@@ -59,7 +59,7 @@ async def test_keepalive_wakes_no_task_but_to_read_what_comes(
             each.close()
 
 
-async def test_the_timer_has_no_task_before_a_stream_is_idle_and_none_after_the_last_stream(
+async def test_the_timer_has_no_task_in_the_first_interval_and_none_after_the_last_stream(
     autojump_clock: MockClock,
 ) -> None:
     async with background() as nursery:

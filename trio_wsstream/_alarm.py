@@ -6,8 +6,8 @@ is rescheduled directly, because cancelling its scope would take three times as 
 
 *For keepalive* the task need not wake. To wake it, and to have it begin its read anew, would take a
 third of the processor time of an idle stream. So one task of the run, the `_Timer`, calls the
-streams at their times (`call_by`). A stream asks for that when it has been idle for the first time,
-because most streams of some programs are closed before that.
+streams at their times (`call_by`). A stream asks for that when its first interval is over, because
+most streams of some programs are closed before that.
 
 The alarm is also a weak reference to the stream, and a waiting task holds no other. Once the stream
 is garbage, nobody can close it any more. Then the alarm warns and rings, and the task, which finds
