@@ -332,6 +332,11 @@ class TwoEnds(RuleBasedStateMachine):
 
         self.do(read)
 
+    @rule(end=ENDS, limit=st.sampled_from([1, 7, 300]))
+    def line_becomes_slow(self, end: int, limit: int) -> None:
+        """Messages go out in fragments of at most ``limit`` bytes, until the line is fast again."""
+        self.ends[end].stream._wire.limit = limit
+
     @rule(seconds=st.sampled_from([0.01, 0.06, 5.0, 21.0]))
     def let_time_pass(self, seconds: float) -> None:
         for end in self.ends:
