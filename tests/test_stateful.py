@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_wsstream import StreamClosed, StreamConfig, WsByteStream, WsEvent, WsStreamError
+from trio_wsstream import (
+    ProtocolViolation,
+    StreamClosed,
+    StreamConfig,
+    WsByteStream,
+    WsEvent,
+    WsStreamError,
+)
 
 from .support.faults import Fault, FaultyTransport, Kind
 from .support.pairs import connection_pair
@@ -253,6 +260,7 @@ class TwoEnds(RuleBasedStateMachine):
             end.told = "closed"
         except trio.BrokenResourceError as error:
             assert isinstance(error.__cause__, WsStreamError)
+            assert not isinstance(error.__cause__, ProtocolViolation)
             assert self.has_trouble
             assert end.told != "clean"
             end.told = "broken"
@@ -337,6 +345,13 @@ class TwoEnds(RuleBasedStateMachine):
         """Messages go out in fragments of at most ``limit`` bytes, until the line is fast again."""
         self.ends[end].stream._wire.limit = limit
 
+    @rule(end=ENDS, limit=st.sampled_from([1, 7, 300]), size=st.sampled_from([50, 1000, 20_000]))
+    def cancel_between_fragments(self, end: int, limit: int, size: int) -> None:
+        """This is likely to meet a message of which some fragments are written already."""
+        self.line_becomes_slow(end, limit)
+        self.send(end, size)
+        self.cancel(end, "send")
+
     @rule(seconds=st.sampled_from([0.01, 0.06, 5.0, 21.0]))
     def let_time_pass(self, seconds: float) -> None:
         for end in self.ends:
@@ -418,6 +433,8 @@ class TwoEnds(RuleBasedStateMachine):
             for events in end.events:
                 assert [e for e in events if isinstance(e, StreamClosed)] == [end.stream.closed]
                 assert events[-1] == end.stream.closed
+            assert end.stream.closed is not None
+            assert not isinstance(end.stream.closed.error, ProtocolViolation)
 
 
 TwoEnds.TestCase.settings = settings(deadline=None, stateful_step_count=40)
