@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import StreamConfig, WsByteStream, _transport
 from trio_wsstream._pace import LARGEST, SLOW, SMALLEST, next_limit
-from trio_wsstream._transport import adapt
+from trio_wsstream._tls import adapt
 
 from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, close_payload
 from .support.raw_peer import RawPeer, raw_pair

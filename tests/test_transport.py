@@ -13,7 +13,8 @@ import trio.testing
 
 from trio_wsstream import _transport
 from trio_wsstream._masking import apply_mask
-from trio_wsstream._transport import SocketWire, StreamWire, adapt, why_broken
+from trio_wsstream._tls import adapt
+from trio_wsstream._transport import SocketWire, StreamWire, why_broken
 
 from .support.tasks import CancelAtStep
 from .support.transports import memory_transport, tls_transport, unix_transport
@@ -187,7 +188,7 @@ async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, theirs = await tls_transport()
-    wire = adapt(ours)
+    wire = adapt(ours, is_shared=True)
     assert isinstance(wire, StreamWire)
     wire.limit = 1000  # as of a slow line
 

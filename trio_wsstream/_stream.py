@@ -62,7 +62,8 @@ from ._pace import LARGEST
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
-from ._transport import Endpoints, Receive, adapt, why_broken
+from ._tls import adapt
+from ._transport import Endpoints, Receive, StreamWire, why_broken
 from ._writing import Writer
 
 _logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             close_sent=takeover.close_sent,
             name=connection,
         )
-        self._wire = wire = adapt(takeover.transport)
+        self._wire = wire = adapt(takeover.transport, is_shared=takeover.is_shared)
         # In the end, the transport's own.
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
         self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
@@ -207,7 +208,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._read_size = ReadSize(
             client=takeover.client,
             limit=config.receive_buffer_size,
-            over_tls=isinstance(takeover.transport, trio.SSLStream),
+            over_tls=type(wire) is StreamWire and isinstance(takeover.transport, trio.SSLStream),
         )
         self._is_reading = False  # somebody has the turn
         self._is_receiving = False  # a caller is in receive_some

@@ -302,6 +302,7 @@ class Takeover:
       transport (trio.abc.Stream): what the frames are sent and received over.
       client (bool): whether this side is the client.
       close_sent (Close or None): the Close that trio-websocket has sent or is about to send.
+      is_shared (bool): whether tasks of trio-websocket may still use the transport.
     """
 
     __slots__ = (
@@ -315,6 +316,7 @@ class Takeover:
         "_violation",
         "client",
         "close_sent",
+        "is_shared",
         "transport",
     )
 
@@ -330,6 +332,7 @@ class Takeover:
         self.transport: trio.abc.Stream = connection._stream
         self.client: bool = inner.client
         self.close_sent: Close | None = None
+        self.is_shared = not isinstance(inner, _StandIn)
         if isinstance(inner, _StandIn):  # `open_connection` has made the connection.
             self._stand_in = inner
             inner.is_taken = True

@@ -406,21 +406,27 @@ class SocketWire(_Wire):
             written += _PIECE
         if written:
             left = payload[written:]
-            self._rest = b"".join((self._rest, apply_mask(left, key) if key else left))
+            self._keep(apply_mask(left, key) if key else left)
+
+    def _keep(self, data: Buffer) -> None:
+        self._rest = b"".join((self._rest, data))
 
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
         # This writes before it waits, because only a write notices that the socket has been closed.
         # Waiting for its file descriptor, which is -1 then, would corrupt Trio's own records.
         while not (sent := self._writev(buffers)):
-            since = trio.current_time()
-            with trio.CancelScope() as self._wait:
-                await trio.lowlevel.wait_writable(self._socket)
-            if self._wait.cancelled_caught:
-                raise trio.BrokenResourceError("the peer takes no more")
-            self._wait = None
-            self.accepted_at = now = trio.current_time()
-            self._note_wait(now - since)
+            await self._wait_writable()
         return sent
+
+    async def _wait_writable(self) -> None:
+        since = trio.current_time()
+        with trio.CancelScope() as self._wait:
+            await trio.lowlevel.wait_writable(self._socket)
+        if self._wait.cancelled_caught:
+            raise trio.BrokenResourceError("the peer takes no more")
+        self._wait = None
+        self.accepted_at = now = trio.current_time()
+        self._note_wait(now - since)
 
     async def aclose(self, deadline: float) -> None:
         """Close the socket, and end TCP as `_Wire.aclose` does. This waits for nothing."""
@@ -442,7 +448,7 @@ class SocketWire(_Wire):
         return True
 
     def _writev(self, buffers: Sequence[Buffer]) -> int:
-        if self.limit is not None and _unsent_in(self._socket) >= self.limit:
+        if self.limit is not None and unsent_in(self._socket) >= self.limit:
             return 0  # The kernel would take more, as the limit does not hold for its last packet.
         try:
             return os.writev(self._socket.fileno(), buffers)
@@ -460,17 +466,6 @@ class SocketWire(_Wire):
         finally:
             self._rest = bytes(rest)
             rest.release()  # so that the caller can resize its bytearray again
-
-
-def adapt(stream: trio.abc.Stream) -> StreamWire | SocketWire:
-    """Return the fastest wire that works for ``stream``.
-
-    That is `SocketWire` for Trio's own sockets only. A socket of another class, which
-    `trio.socket.set_custom_socket_factory` allows, may do more than its file descriptor does.
-    """
-    if type(stream) is trio.SocketStream and own_socket(stream) and hasattr(os, "writev"):
-        return SocketWire(stream)
-    return StreamWire(stream)
 
 
 def own_socket(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
@@ -547,7 +542,7 @@ def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | 
     return own_socket(stream)
 
 
-def _unsent_in(sock: trio.socket.SocketType) -> int:
+def unsent_in(sock: trio.socket.SocketType) -> int:
     """Return how many bytes the kernel has not sent yet, or 0 where it does not tell."""
     return _queued_in(sock, _SIOCOUTQNSD)
 
