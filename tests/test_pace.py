@@ -363,5 +363,5 @@ async def test_the_kernel_holds_little_unsent_on_a_slow_line(
         for _ in range(20):  # cancelled in the middle of a message, it goes on there
             with trio.move_on_after(1):
                 await stream.send_all(bytes(20_000_000))
-        held = _transport._unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
+        held = _transport.unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
         assert 0 < held < SMALLEST + 2000
