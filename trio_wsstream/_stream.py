@@ -192,7 +192,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             close_sent=takeover.close_sent,
             name=connection,
         )
-        self._wire = wire = adapt(takeover.transport, is_shared=takeover.is_shared)
+        self._wire = wire = adapt(takeover.transport, is_shared=takeover.stays_in_use)
         # In the end, the transport's own.
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
         self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
@@ -220,8 +220,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         )
         self._pings_waiting = 0  # of callers
 
-        if takeover.is_sending:
-            writer.start_behind(takeover.wait_sent)
+        if takeover.is_in_use:
+            writer.start_behind(takeover.wait_unused)
         else:
             writer.close_written = takeover.close_sent is not None
 

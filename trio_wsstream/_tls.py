@@ -7,9 +7,9 @@ the two buffers of that. It fills the one from the socket, and decrypts as many 
 asks for. It writes what it finds in the other as `SocketWire` writes a frame: after a cancellation
 the rest is kept and goes out first. So nothing is lost.
 
-*Nobody else may use the SSLStream* meanwhile. So a connection that trio-websocket has opened gets a
-`StreamWire`, because its tasks may still read and write. The `SSLStream` does the handshake of TLS
-before, and the closing after.
+*Nobody else may use the SSLStream* meanwhile. It does the handshake of TLS before, and the closing
+after. On a connection that trio-websocket has opened, the first frame waits until its tasks have
+left the `SSLStream`. Where that may take long, the connection gets a `StreamWire`.
 
 *TLS 1.3 only.* In older versions either side may start a new handshake, and then writing has to
 wait for reading. In TLS 1.3 the peer may send other keys, or ask for a certificate (RFC 8446, 4.6).
@@ -105,8 +105,22 @@ class TlsWire(SocketWire):
         delayed, self._stream._delayed_outgoing = self._stream._delayed_outgoing, None
         return delayed + encrypted if delayed else encrypted
 
-    def _encrypt(self, data: Buffer) -> bytes:
-        self._tls.write(data)
+    def _encrypt(self, buffers: Sequence[Buffer]) -> bytes:
+        """Encrypt frames in two buffers each, or one buffer of bytes.
+
+        The payload of a long frame is copied only as far as it shares a record with the header.
+        """
+        write = self._tls.write
+        if len(buffers) == 1:
+            write(buffers[0])
+        for header, payload in zip(buffers[::2], buffers[1::2], strict=False):
+            room = RECORD - len(header)
+            if len(payload) <= room:
+                write(b"".join((header, payload)))
+            else:
+                with memoryview(payload) as view:
+                    write(b"".join((header, view[:room])))
+                    write(view[room:])
         return self._take_encrypted()
 
     def is_readable(self) -> bool:
@@ -120,7 +134,7 @@ class TlsWire(SocketWire):
         if self._rest:
             return data
         try:
-            self._rest = super().write_now(self._encrypt(data))
+            self._rest = super().write_now(self._encrypt((data,)))
         except ssl.SSLError as error:
             self.note_failure(error)
         return b""
@@ -139,14 +153,14 @@ class TlsWire(SocketWire):
             if self.limit is not None:
                 while not self._takes_bytes():
                     await self._wait_writable()
-            self._rest = rest = self._encrypt(b"".join(buffers[:2]))
+            self._rest = rest = self._encrypt(buffers)
             sent = self._writev((rest,))
             self._rest = rest[sent:]
             if sent:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             if self._rest:
                 await self._write_rest()
-            return 2
+            return len(buffers)
         except OSError as error:
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
@@ -158,7 +172,7 @@ class TlsWire(SocketWire):
 
     def _keep(self, data: Buffer) -> None:
         if data:
-            super()._keep(self._encrypt(data))
+            super()._keep(self._encrypt((data,)))
 
     async def aclose(self, deadline: float) -> None:
         """Close the stream, and end TCP: see `_Wire.aclose`."""

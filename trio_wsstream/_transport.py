@@ -109,7 +109,7 @@ class _Wire(abc.ABC):
         limit = next_limit(self.limit, seconds)
         if limit != self.limit:
             self.limit = limit
-            _limit_unsent(_socket_beneath(self._stream), limit)
+            _limit_unsent(socket_beneath(self._stream), limit)
 
     def note_failure(self, error: Exception) -> None:
         """Remember that the transport has failed, so that nothing more can be written."""
@@ -122,7 +122,7 @@ class _Wire(abc.ABC):
 
     def is_acknowledged(self) -> bool:
         """Return whether the peer's TCP is known to acknowledge what it receives."""
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         return sock is not None and _acknowledges(sock)
 
     def probe_silent_peer(self, idle: float, timeout: float) -> None:
@@ -132,7 +132,7 @@ class _Wire(abc.ABC):
           idle (float): after how many seconds of silence it sends the first probe.
           timeout (float): for how many more seconds it sends at least four.
         """
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         if sock is not None and sys.platform == "linux":
             with contextlib.suppress(OSError):  # It is not TCP, or is closed.
                 for option, seconds in (
@@ -164,7 +164,7 @@ class _Wire(abc.ABC):
 
         If the transport has no socket, the result is False.
         """
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         try:
             return sock is not None and sock.is_readable()
         except (OSError, ValueError):  # it is closed
@@ -282,7 +282,7 @@ class StreamWire(_Wire):
         since = trio.current_time()
         has_begun = False
         try:
-            if self.limit is not None and _socket_beneath(self._stream) is not None:
+            if self.limit is not None and socket_beneath(self._stream) is not None:
                 # The kernel would take more than the limit, as that does not hold for its last
                 # packet. But it tells the truth to those who ask first.
                 await self._stream.wait_send_all_might_not_block()
@@ -314,7 +314,7 @@ class StreamWire(_Wire):
 
     def must_read_first(self) -> bool:
         # A failed write breaks a trio.SSLStream for reading too.
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         return sock is not None and _has_hung_up(sock)
 
 
@@ -535,7 +535,7 @@ def _shown(address: Endpoint | str) -> str:
     return f"{host}:{address.port}"
 
 
-def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
+def socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
     """Return Trio's own socket under a stream, also under TLS, or None if there is none."""
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
         stream = beneath
@@ -580,7 +580,7 @@ def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
     Closing is not enough: TCP goes on while another process has the same socket. TLS says goodbye
     while it is closed, so its socket is shut down after that, through a second descriptor.
     """
-    sock = _socket_beneath(stream)
+    sock = socket_beneath(stream)
     if sock is not None and sock is own_socket(stream):
         _shut_down(sock)
         sock = None

@@ -163,15 +163,15 @@ class Writer:
         self._is_stopped = True
         self._changed = _do_nothing
 
-    def start_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
+    def start_behind(self, wait_unused: Callable[[], Awaitable[None]]) -> None:
         """Let trio-websocket's tasks, which write to the transport already, have the first turn."""
         self.turn_is_taken = True
-        self._nursery.start_soon(self._wait_behind, wait_sent)
+        self._nursery.start_soon(self._wait_behind, wait_unused)
 
     @trio.lowlevel.enable_ki_protection
-    async def _wait_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
+    async def _wait_behind(self, wait_unused: Callable[[], Awaitable[None]]) -> None:
         try:
-            await wait_sent()
+            await wait_unused()
         finally:
             self._note_written()
             self.pass_turn()
