@@ -194,11 +194,11 @@ async def test_a_call_cancelled_at_any_step_on_a_slow_socket_is_a_whole_message_
 
 
 @pytest.mark.parametrize("written", range(8))
-async def test_a_call_cancelled_between_fragments_under_tls_is_a_whole_message_or_none(
+async def test_a_call_cancelled_between_fragments_under_tls_1_2_is_a_whole_message_or_none(
     written: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with background() as nursery:
-        stream, peer = await slow_pair(nursery, "tls", monkeypatch)
+        stream, peer = await slow_pair(nursery, "TLS 1.2", monkeypatch)
         real, calls = stream._transport.wait_send_all_might_not_block, 0
 
         async def wait() -> None:
@@ -320,11 +320,11 @@ async def test_a_slow_socket_that_is_closed_is_an_error_of_writing_like_any_othe
         assert wire.failure
 
 
-async def test_a_cancelled_wait_for_a_slow_line_under_tls_cuts_nothing_off(
+async def test_a_cancelled_wait_for_a_slow_line_under_tls_1_2_cuts_nothing_off(
     autojump_clock: MockClock,
 ) -> None:
     async with background() as nursery:
-        stream, peer = await raw_pair(nursery, "tls", StreamConfig(ping_interval=None))
+        stream, peer = await raw_pair(nursery, "TLS 1.2", StreamConfig(ping_interval=None))
         wire = stream._wire
         wire.limit = SMALLEST
         real = stream._transport.wait_send_all_might_not_block
