@@ -39,7 +39,7 @@ _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its
 class TlsWire(SocketWire):
     """Reads and writes the TLS 1.3 of a `trio.SSLStream` over a `trio.SocketStream`."""
 
-    __slots__ = ("_has_more", "_incoming", "_outgoing", "_tls")
+    __slots__ = ("_error", "_has_more", "_incoming", "_outgoing", "_tls")
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         super().__init__(stream.transport_stream)
@@ -47,7 +47,8 @@ class TlsWire(SocketWire):
         self._tls: ssl.SSLObject = self._stream._ssl_object
         self._incoming: ssl.MemoryBIO = self._stream._incoming
         self._outgoing: ssl.MemoryBIO = self._stream._outgoing
-        self._has_more = bool(self._incoming.pending or self._tls.pending())
+        self._error: ssl.SSLError | None = None  # of reading
+        self._has_more = self._is_pending()
 
     def _read_now(self, max_bytes: int) -> bytes | None:
         data = self._decrypt(max_bytes) if self._has_more else None
@@ -71,31 +72,38 @@ class TlsWire(SocketWire):
         pieces: list[bytes] = []
         left = max_bytes
         try:
-            while True:
+            while self._error is None:
                 piece = self._tls.read(left if left < RECORD else RECORD)
                 pieces.append(piece)
                 left -= len(piece)
-                self._has_more = not (piece and left)  # The end can be read again.
-                if self._has_more or not self._incoming.pending:
+                if not (piece and left and self._incoming.pending):
+                    # The end can be read again.
+                    self._has_more = not piece or self._is_pending()
                     break
         except ssl.SSLWantReadError:
             self._has_more = False
         except ssl.SSLError as error:
-            self._has_more = bool(pieces)  # The next read raises it again.
-            if not pieces:
-                if isinstance(error, ssl.SSLEOFError) and self._stream._https_compatible:
-                    return b""
-                raise
+            self._has_more = True
+            self._error = error.with_traceback(None)  # OpenSSL would tell another one next time.
         if self._outgoing.pending and not self._rest and self._takes_bytes():
             self._rest = super().write_now(self._take_encrypted())
-        if len(pieces) == 1:
-            return pieces[0]
-        return b"".join(pieces) if pieces else None
+        if pieces:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._error is None:
+            return None
+        if isinstance(self._error, ssl.SSLEOFError) and self._stream._https_compatible:
+            return b""
+        raise self._error
+
+    def _is_pending(self) -> bool:
+        return bool(self._incoming.pending or self._tls.pending())
 
     def _takes_bytes(self) -> bool:
         """Return whether the socket takes something without waiting."""
         if self.limit is not None and unsent_in(self._socket) >= self.limit:
             return False
+        if self._socket.fileno() < 0:  # It is closed, which a write will tell.
+            return True
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLOUT)
         return bool(poll.poll(0))
@@ -162,6 +170,7 @@ class TlsWire(SocketWire):
                 await self._write_rest()
             return len(buffers)
         except OSError as error:
+            self._rest = b""
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
 
