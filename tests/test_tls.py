@@ -18,7 +18,7 @@ from trio_wsstream import WsByteStream, WsListener, open_ws_stream
 from trio_wsstream._tls import RECORD, TlsWire, adapt
 from trio_wsstream._transport import StreamWire
 
-from .support.pairs import stream_pair
+from .support.pairs import connection_pair, stream_pair
 from .support.tasks import background
 from .support.transports import (
     AUTHORITY,
@@ -85,6 +85,26 @@ async def test_other_tls_goes_through_the_ssl_stream(kind: str) -> None:
     for end in ends:
         assert type(adapt(end)) is StreamWire
         await trio.aclose_forcefully(end)
+
+
+async def test_nothing_is_written_before_the_reader_of_trio_websocket_has_left_the_tls() -> None:
+    async with background() as nursery:
+        client, _ = await connection_pair(nursery, "tls")
+        await wait_all_tasks_blocked(0.05)
+        stream = WsByteStream(client, nursery)
+        assert type(stream._wire) is TlsWire
+        assert stream._writer.turn_is_taken
+        await wait_all_tasks_blocked(0.01)
+        assert not stream._writer.turn_is_taken
+
+
+async def test_where_trio_websocket_is_still_sending_it_goes_through_the_ssl_stream() -> None:
+    async with background() as nursery:
+        client, _ = await connection_pair(nursery, "tls")
+        nursery.start_soon(client.send_message, MUCH)
+        await wait_all_tasks_blocked(0.05)
+        stream = WsByteStream(client, nursery)
+        assert type(stream._wire) is StreamWire
 
 
 # Reading

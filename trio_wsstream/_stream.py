@@ -621,10 +621,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
           TypeError, BufferError: ``data`` is no buffer, or is not contiguous.
 
         A call that is cancelled before anything was sent did nothing. A call that is cancelled
-        later has sent part of the data. Over a `trio.SocketStream` the stream remains usable all
-        the same, as it does after a cancellation between two messages. Inside a message, over any
-        other transport, the sending side is broken then. A `trio.SSLStream` breaks as a whole, so
-        after what this stream has read already, receiving raises `trio.BrokenResourceError`, too.
+        later has sent part of the data. Over a `trio.SocketStream`, and over TLS 1.3 on one, the
+        stream remains usable all the same, as it does after a cancellation between two messages.
+        Inside a message, over any other transport, the sending side is broken then. Any other
+        `trio.SSLStream` breaks as a whole, so after what this stream has read already, receiving
+        raises `trio.BrokenResourceError`, too.
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")

@@ -12,8 +12,8 @@ At the takeover trio-websocket's reader task is in one of two places:
 
 - It waits in the transport. Then nobody else may read before the task has left, because only the
   task gets the bytes of that read. A stand-in replaces the connection's wsproto object, keeps these
-  bytes, and lets the task end. If the transport is a socket, we need not wait for bytes: Trio can
-  tell the task that the socket is about to be closed, and the task ends.
+  bytes, and lets the task end. If the transport is a socket, also beneath TLS, we need not wait for
+  bytes: Trio can tell the task that the socket is about to be closed, and the task ends.
 - It handles an event: it answers a ping, or puts a message into a full queue. Then nobody waits for
   the task. It finds a closed transport when it wants to read again, and ends.
 

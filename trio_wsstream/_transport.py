@@ -3,7 +3,7 @@
 Theory of operation. On a `trio.SocketStream` no frame is lost if its writing is cancelled in the
 middle. `SocketWire` keeps what is left of the frame and writes that before anything else. Other
 streams do not tell how many bytes they took before they were cancelled. So there the sending side
-is broken from then on (`StreamWire`).
+is broken from then on (`StreamWire`). For TLS over a socket see `_tls`.
 
 *Two frames in one call.* `SocketWire` offers a socket two frames at once, which halves the number
 of calls for large writes. It waits only for the first frame. If the call takes a part of the second
