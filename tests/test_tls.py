@@ -99,12 +99,16 @@ async def test_nothing_is_written_before_the_reader_of_trio_websocket_has_left_t
 
 
 async def test_where_trio_websocket_is_still_sending_it_goes_through_the_ssl_stream() -> None:
+    ends = await tls_transport()
     async with background() as nursery:
-        client, _ = await connection_pair(nursery, "tls")
+        client, _ = await connection_pair(nursery, ends)
         nursery.start_soon(client.send_message, MUCH)
         await wait_all_tasks_blocked(0.05)
         stream = WsByteStream(client, nursery)
         assert type(stream._wire) is StreamWire
+        nursery.cancel_scope.cancel()
+    for end in ends:
+        await trio.aclose_forcefully(end)
 
 
 # Reading
