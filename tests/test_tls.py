@@ -88,14 +88,17 @@ async def test_other_tls_goes_through_the_ssl_stream(kind: str) -> None:
 
 
 async def test_nothing_is_written_before_the_reader_of_trio_websocket_has_left_the_tls() -> None:
+    ends = await tls_transport()
     async with background() as nursery:
-        client, _ = await connection_pair(nursery, "tls")
+        client, _ = await connection_pair(nursery, ends)
         await wait_all_tasks_blocked(0.05)
         stream = WsByteStream(client, nursery)
         assert type(stream._wire) is TlsWire
         assert stream._writer.turn_is_taken
         await wait_all_tasks_blocked(0.01)
         assert not stream._writer.turn_is_taken
+    for end in ends:
+        await trio.aclose_forcefully(end)
 
 
 async def test_where_trio_websocket_is_still_sending_it_goes_through_the_ssl_stream() -> None:
