@@ -230,7 +230,7 @@ async def test_the_rest_of_a_message_comes_before_the_next_one_although_the_peer
     stands still, so nobody reads.
     """
     async with background() as nursery:
-        stream, peer = await slow_pair(nursery, "tls", monkeypatch)
+        stream, peer = await slow_pair(nursery, "TLS 1.2", monkeypatch)
         await peer.send(BINARY, b"read by trio-websocket")
         await stream.receive_some()
         await peer.transport.transport_stream.send_eof()
