@@ -27,6 +27,7 @@ from trio_wsstream import (
     WsByteStream,
     bridge,
 )
+from trio_wsstream._bridge import _SOON
 
 from .support.frames import CLOSE
 from .support.pairs import stream_pair
@@ -527,3 +528,26 @@ async def test_a_websocket_that_has_ended_well_waits_for_a_side_that_takes_nothi
         nursery.start_soon(bridge, near, local)
         await trio.sleep(10_000)
         assert await receive_all(slow) == DATA
+
+
+async def test_the_other_direction_may_end_in_the_moment_in_which_the_watch_begins(
+    autojump_clock: MockClock,
+) -> None:
+    """The bridge then waited for its own Close."""
+    for _ in range(20):  # Trio chooses the order of tasks that are ready.
+        async with background() as nursery:
+            far, near = await stream_pair(nursery, "memory", TUNNEL, TUNNEL)
+            local, peer = trio.testing.memory_stream_pair()
+            result = BridgeResult()
+            nursery.start_soon(partial(bridge, near, local, result=result))
+            await far.send_eof()
+            assert await peer.receive_some() == b""
+            for _ in range(10):  # until the pump waits, while time stands still
+                await trio.lowlevel.checkpoint()
+            peer.send_stream.close()
+            autojump_clock.jump(_SOON)
+            await far.aclose()
+            assert far.closed is not None
+            assert far.closed.clean
+            await trio.sleep(0.1)
+            assert result.error is None

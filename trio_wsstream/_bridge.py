@@ -283,6 +283,7 @@ class _Pump:
         """It has ended: see its transport end, too, which ends the other direction."""
         with trio.move_on_after(_SOON):
             await self.other._over.wait()
+        if self.other._over.is_set():  # maybe in the moment in which the time was up
             return
         self._is_watching = True
         with ws.subscribe(kinds=StreamClosed) as events:
