@@ -130,19 +130,39 @@ async def test_what_cannot_be_connected_to_is_exit_code_3_and_is_told() -> None:
     assert b"secret" not in done.stderr
 
 
+@pytest.mark.parametrize("job", [["connect"], ["listen", "0"], ["check"], ["check", "--json"]])
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("--proxy=foo://u:hidden@x", b"proxy must begin with"),
-        ("--subprotocol=a b", b"must be a token"),
+        ("--header=Connection: hidden", b"Connection must not be among"),
     ],
 )
 async def test_a_value_that_only_the_library_can_judge_is_exit_code_2(
-    option: str, message: bytes
+    option: str, message: bytes, job: list[str]
 ) -> None:
-    done = await run("connect", "ws://127.0.0.1:1/", option, code=2)
+    done = await run(*job, "ws://127.0.0.1:1/", option, code=2)
     assert message in done.stderr
     assert b"hidden" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
+async def test_a_proxy_that_cannot_be_reached_is_named(scheme: str, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    proxy = f"{scheme}://me:hidden@127.0.0.1:{port}"
+    option = ["--proxy", proxy] if how == "option" else []
+    env = {"no_proxy": "", "https_proxy": proxy if how == "environment" else ""}
+    place = "--proxy" if how == "option" else "the environment (https_proxy ...)"
+    for job in ("connect", "check"):
+        done = await run(job, *option, "wss://server.invalid/", code=3, env=env)
+        said = done.stdout + done.stderr
+        assert f"cannot connect to the proxy 127.0.0.1:{port}: ".encode() in said
+        assert f"is the proxy in {place} the right one?".encode() in said
+        assert b"hidden" not in said
+    report = await run("check", "--json", *option, "wss://server.invalid/", code=3, env=env)
+    assert json.loads(report.stdout)["failed"] == "proxy"
 
 
 @pytest.mark.parametrize("how", ["option", "file", "https_proxy", "all_proxy"])
@@ -304,11 +324,12 @@ async def test_an_open_relay_is_refused_with_exit_code_2_and_its_socket_is_remov
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("--origin=http://host/", b"no path"), ("--subprotocol=a b", b"subprotocol")],
+    [("--origin=http://host/", b"no path"), ("--subprotocol=a", b"must be named once")],
 )
 async def test_what_no_client_can_send_is_exit_code_2(option: str, message: bytes) -> None:
-    assert message in (await run("serve", "0", "localhost:1", option, code=2)).stderr
-    assert message in (await run("serve", "0", "localhost:1", option, "--workers=2", code=2)).stderr
+    command = ["serve", "0", "localhost:1", option, "--subprotocol=a"]
+    assert message in (await run(*command, code=2)).stderr
+    assert message in (await run(*command, "--workers=2", code=2)).stderr
 
 
 # check
@@ -350,19 +371,36 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
     async def drop(stream: trio.SocketStream) -> None:
         await stream.aclose()
 
+    async def say_nothing(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def send_away(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(
+            b"HTTP/1.1 302 Found\r\nLocation: https://login.example/?hidden\r\n\r\n"
+        )
+
+    async def serve(handler: Any) -> str:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
+        return f"127.0.0.1:{listener.socket.getsockname()[1]}/"
+
     async with background() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, drop, 0, host="127.0.0.1"))
-        port = listener.socket.getsockname()[1]
+        dropping, silent, away = [await serve(each) for each in (drop, say_nothing, send_away)]
         for url, step, words in (
             ("ws://nowhere.invalid/", "name", "cannot be resolved"),
             ("ws://127.0.0.1:1/", "tcp", "is the server running, and is the port right?"),
-            (f"ws://127.0.0.1:{port}/", "status", ""),
-            (f"wss://127.0.0.1:{port}/", "tls", ""),
+            (f"ws://{dropping}", "status", "if it expects TLS, use wss://"),
+            (f"wss://{dropping}", "tls", ""),
+            (f"ws://{silent}", "status", "something listens there and is silent"),
+            (f"wss://{silent}", "tls", "something listens there and is silent"),
+            (f"ws://{away}", "status", "302 Found, Location: https://login.example/."),
         ):
-            done = await run("check", url, code=3)
+            command = ["check", url, "--connect-timeout=2"]
+            done = await run(*command, code=3)
             assert f"It cannot be reached: {step}: ".encode() in done.stdout
             assert words.encode() in done.stdout
-            report = json.loads((await run("check", "--json", url, code=3)).stdout)
+            assert b"hidden" not in done.stdout
+            report = json.loads((await run(*command, "--json", code=3)).stdout)
             assert report["failed"] == step
 
 

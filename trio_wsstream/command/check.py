@@ -8,11 +8,12 @@ import socket
 import ssl
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 import trio
+from trio_websocket import ConnectionTimeout
 
 from trio_wsstream import CloseReceived, PongReceived, WsByteStream
 
@@ -46,6 +47,15 @@ class Step:
         return f"{self.name:14} {mark:6} {took:>10}  {self.detail}".rstrip()
 
 
+_ADVICE_IF_SLOW: Final = {
+    "name": "can this machine reach its DNS server?",
+    "tcp": "is a firewall between, or is a proxy needed? --proxy",
+    "tls": "something listens there and is silent: does it speak TLS? ws:// is without",
+    "status": "something listens there and is silent: does it speak HTTP? wss:// is with TLS",
+    "ping": "something between the two ends holds messages back",
+}
+
+
 class _Stop(Exception):
     """A step has failed, and so there are no more."""
 
@@ -77,9 +87,11 @@ class Report:
         try:
             yield step
         except (*client.CANNOT_OPEN, trio.BrokenResourceError, trio.TooSlowError) as error:
-            step.detail = self._why(error)
+            step.detail = self._why(error).rstrip(".")
             cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
             self.advice = client.advise(self._options, cause or error)
+            if isinstance(error, trio.TooSlowError | ConnectionTimeout):
+                self.advice = _ADVICE_IF_SLOW.get(step.name, self.advice)
             raise _Stop from None
         else:
             step.ok = True
@@ -118,6 +130,7 @@ def run(options: argparse.Namespace) -> int:
       int: 0 if all succeeded, else 3.
     """
     client.prepare(options)
+    trio.run(client.check_values, options)
     report = Report(options, tells=not options.json)
     trio.run(check, options, report)
     if options.json:
@@ -186,7 +199,11 @@ async def _check_websocket(
         async with contextlib.AsyncExitStack() as stack:
             with report.step("status through the proxy" if is_proxied else "status") as step:
                 opening = client.open_stream(options, url=url, **how)
-                ws = await stack.enter_async_context(opening)
+                try:
+                    ws = await stack.enter_async_context(opening)
+                except client.CANNOT_OPEN as error:
+                    step.name = _step_of(error)
+                    raise
                 step.detail = "101 Switching Protocols"
                 step.facts = {"status": 101}
             if is_proxied:
@@ -197,6 +214,13 @@ async def _check_websocket(
                         _tell_tls(options, step)
             await _check_stream(options, report, ws)
             hurry.deadline = trio.current_time() + _HOLDS  # some hold their Close back for long
+
+
+def _step_of(error: Exception) -> str:
+    """Which step a handshake has failed in that has made several of them."""
+    if client.is_proxys(error):
+        return "proxy"
+    return "tls" if str(error).startswith("no TLS with ") else "status"
 
 
 async def _check_stream(options: argparse.Namespace, report: Report, ws: WsByteStream) -> None:

@@ -96,7 +96,7 @@ class Server:
         """Accept until cancelled; what was accepted goes on in ``handlers``."""
         raise NotImplementedError
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """SIGHUP: read files again."""
 
 
@@ -126,7 +126,7 @@ async def live(server: Server, sockets: list[socket.socket], parent: int | None 
             if number in _STOPPING:
                 stop()
             elif number == signal.SIGHUP:
-                server.reload()
+                await server.reload()
             else:
                 server.connections.tell_all()
 
