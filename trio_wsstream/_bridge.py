@@ -126,9 +126,10 @@ async def bridge(
     connection is reset, a WebSocket is closed with 1011, any other stream is closed forcefully. A
     Unix socket has no reset; its peer sees an end.
 
-    Both streams are closed when this returns or raises. Cancelled, it drops both at once: a TCP
-    connection is reset, and a WebSocket gets no Close. If another task closes one of them
-    meanwhile, with ``WsByteStream.aclose(1001)`` perhaps, the other one is broken as above.
+    Both streams belong to the bridge until it returns or raises, and are closed then. Cancelled, it
+    drops both at once: a TCP connection is reset, and a WebSocket gets no Close. If another task
+    closes one of them meanwhile, with ``WsByteStream.aclose(1001)`` perhaps, the other one is
+    broken as above.
 
     Args:
       a, b (trio.abc.HalfCloseableStream): any two, of any kinds: `WsByteStream`,
@@ -141,7 +142,8 @@ async def bridge(
       streams, the network and the peers do is told here, and never raised.
 
     Raises:
-      trio.BusyResourceError: another task receives from one of the streams, or sends to it.
+      trio.BusyResourceError: another task receives from one of the streams, or sends to it. For a
+          `trio.SocketStream` this is noticed only when both tasks have to wait for the socket.
     """
     result = BridgeResult() if result is None else result
     there, back = _Pump(a, b, result.a_to_b), _Pump(b, a, result.b_to_a)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import ssl
@@ -17,6 +18,9 @@ _PLAIN_TEXT: Final = (  # OpenSSL's reasons for bytes that are no TLS
     "HTTP_REQUEST",
     "PACKET_LENGTH_TOO_LONG",
 )
+
+_TLS_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+"""The variables of the environment on which Python's default settings for TLS depend."""
 
 
 def authority_of(host: str, port: int) -> str:
@@ -65,6 +69,17 @@ async def _connect_ipv4(address: str, port: int) -> trio.SocketStream:
     return trio.SocketStream(sock)
 
 
+@functools.lru_cache(maxsize=1)
+def _default_context(*environment: str | None) -> ssl.SSLContext:
+    """Return Python's default settings.
+
+    Making them reads all authorities of the system, which takes longer than all the rest of a
+    connection. So it is done only once, and again if the environment names other files. Nobody gets
+    the context to change it.
+    """
+    return ssl.create_default_context()
+
+
 async def start_tls(
     transport: trio.abc.Stream,
     context: ssl.SSLContext | None,
@@ -87,7 +102,7 @@ async def start_tls(
     try:
         tls = trio.SSLStream(
             transport,
-            context or ssl.create_default_context(),
+            context or _default_context(*map(os.environ.get, _TLS_VARIABLES)),
             server_hostname=server_name,
             https_compatible=True,
         )
