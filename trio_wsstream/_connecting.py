@@ -147,6 +147,11 @@ def _only_wraps(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message.removesuffix(".")
+    reason = getattr(error, "reason", None)
+    if isinstance(error, ssl.SSLError) and isinstance(reason, str):
+        if reason in _PLAIN_TEXT:
+            return "the other end does not speak TLS"
+        return reason.replace("_", " ").lower()
     if isinstance(error, socket.gaierror):
         unknown = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
         return "no such host" if error.errno in unknown else str(error.strerror)

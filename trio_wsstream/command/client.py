@@ -15,7 +15,7 @@ from trio_wsstream import ProxyRejected, WsByteStream, open_ws_stream
 from . import log
 from .addresses import is_loopback
 from .connections import describe
-from .options import UsageError
+from .options import TOKEN_VARIABLE, UsageError
 
 CANNOT_OPEN = (HandshakeError, ValueError, OSError, ImportError)
 """What `open_stream` raises if there is no connection."""
@@ -147,6 +147,7 @@ _ADVICE: Final = {
     "certificate verify failed": "if it is your own authority's, trust that with --ca FILE",
     "wrong version number": "it does not speak TLS there: is it ws:// and not wss://?",
     "record layer failure": "it does not speak TLS there: is it ws:// and not wss://?",
+    "too many open files": "see ulimit -n, or LimitNOFILE= of systemd",
     "certificate required": "it wants a client certificate: --cert and --key",
     "handshake failure": "it may want a client certificate: --cert and --key",
 }
@@ -163,7 +164,7 @@ def _advise_for_status(options: argparse.Namespace, status: int) -> str:
     if 300 <= status < 400:
         return "it sends clients elsewhere: is the URL right?"
     if status == 401 and options.has_token:
-        return "it does not know this token"
+        return f"is the one in --token-file, or in {TOKEN_VARIABLE}, the right one?"
     if status == 400 and options.url.startswith("ws:"):
         return "does it speak TLS? Then the URL begins with wss://"
     advice = {
