@@ -100,6 +100,7 @@ def test_keepalive_can_be_switched_off() -> None:
         ("listen unix: ws://host", "has no path"),
         ("listen 80", "required: URL"),
         ("listen 80 http://host", "'http://host' is no ws:// or wss:// URL"),
+        ("connect ws://[::g]/", "'ws://[::g]/' has no valid address in its brackets"),
         ("connect ws://host:99999/", "no port from 1 to 65535"),
         ("connect ws://host:0/", "no port from 1 to 65535"),
         ("connect ws://host/#x", "no fragment"),

@@ -23,6 +23,8 @@ import pytest
 import trio
 
 from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, serve_ws
+from trio_wsstream.command import client
+from trio_wsstream.command.check import Report, check
 from trio_wsstream.command.options import parse
 
 from .support.echoing import DATA, ask, assert_echoes, echo_server
@@ -402,6 +404,44 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
             assert b"hidden" not in done.stdout
             report = json.loads((await run(*command, "--json", code=3)).stdout)
             assert report["failed"] == step
+
+
+@pytest.mark.parametrize(
+    ("host", "resolved", "checked"),
+    [
+        ("faß.de", "xn--fa-hia.de", "xn--fa-hia.de"),
+        ("Gateway.internal.", "gateway.internal.", "gateway.internal"),
+        ("[fe80::1%25eth0]", "fe80::1%eth0", "fe80::1"),
+    ],
+)
+async def test_check_connects_to_the_host_of_the_url_and_checks_its_certificate(
+    host: str, resolved: str, checked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `open_ws_stream` does."""
+    asked = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    async def open_tcp(host: str, port: int) -> trio.SocketStream:
+        asked.append(host)
+        return await open_tcp_stream("127.0.0.1", port)
+
+    open_tcp_stream = trio.open_tcp_stream
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp)
+    monkeypatch.setattr("trio_wsstream.command.check._resolve", resolve)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert(checked).configure_cert(context)
+    async with background() as nursery:
+        (listener,) = await nursery.start(partial(serve_ws, receive_all, "127.0.0.1", 0, context))
+        options = parse(["check", f"wss://{host}:{listener.port}/"])
+        client.prepare(options)
+        AUTHORITY.configure_trust(options.tls)
+        report = Report(options, tells=False)
+        await check(options, report)
+    assert report.ok, report.steps
+    assert asked == [resolved, resolved]
 
 
 # Servers

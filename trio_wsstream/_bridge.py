@@ -25,7 +25,7 @@ because what it sends finds no reader, is reset when its peer's kernel has ackno
 *Each chunk needs one schedule point, and a Trio stream has two of them: one in the read, one in the
 write.* Beside a stream of another kind, a `trio.SocketStream` is therefore read and written on its
 file descriptor, with no schedule point while the kernel makes nobody wait (`_receiving_from`,
-`_sending_to`). What this saves is about what the frames of the WebSocket cost.
+`_sending_to`, `_pass_end_on`). What this saves is about what the frames of the WebSocket cost.
 """
 
 from __future__ import annotations
@@ -236,8 +236,13 @@ class _Pump:
     async def _pass_end_on(self) -> None:
         # A peer that has closed needs no half-close, whose reason some print: `_close` answers it.
         is_answer = self.other.direction.end is BridgeEnd.ENDED
-        if not (is_answer and isinstance(self.sink, WsByteStream)):
+        if is_answer and isinstance(self.sink, WsByteStream):
+            return
+        sock = own_socket(self.sink) if type(self.sink) is trio.SocketStream else None
+        if sock is None:
             await self.sink.send_eof()
+        else:
+            sock.shutdown(socket.SHUT_WR)  # without a schedule point, as in `_sending_to`
 
     def _fail(self, error: Exception) -> None:
         cause = error.__cause__

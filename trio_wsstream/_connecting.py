@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -158,4 +159,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         text = os.strerror(error.errno)  # The error's own text may have the address as well.
         return text[:1].lower() + text[1:]
-    return str(error) or type(error).__name__
+    return re.sub(r" \(_ssl\.c:\d+\)$", "", str(error)) or type(error).__name__

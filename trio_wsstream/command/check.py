@@ -19,6 +19,7 @@ from trio_wsstream import CloseReceived, PongReceived, WsByteStream
 
 from . import client
 from .connections import describe
+from .options import ascii_name
 
 _HOLDS = 1.0  # seconds without an answer to a half-close
 
@@ -159,7 +160,7 @@ async def check(options: argparse.Namespace, report: Report) -> None:
 
 async def _check_directly(options: argparse.Namespace, report: Report) -> None:
     parts = urlsplit(options.url)
-    host = parts.hostname or ""
+    host = ascii_name(parts.hostname or "").replace("%25", "%", 1)  # RFC 6874
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     with report.step("name") as step, trio.fail_after(options.connect_timeout):
         found = await _resolve(host, port)
@@ -173,7 +174,8 @@ async def _check_directly(options: argparse.Namespace, report: Report) -> None:
         step.facts = {"address": address, "port": port}
     if options.tls is not None:
         with report.step("tls") as step, trio.fail_after(options.connect_timeout):
-            tls = trio.SSLStream(tcp, options.tls, server_hostname=host, https_compatible=True)
+            name = host.partition("%")[0].rstrip(".")  # RFC 6066, 3
+            tls = trio.SSLStream(tcp, options.tls, server_hostname=name, https_compatible=True)
             try:
                 await tls.do_handshake()
             except BaseException:

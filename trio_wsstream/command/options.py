@@ -81,6 +81,9 @@ def ws_url(text: str) -> str:
     shown = repr(text.partition("?")[0])
     try:
         parts = urlsplit(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown} has no valid address in its brackets") from None
+    try:
         port = parts.port
     except ValueError:
         raise argparse.ArgumentTypeError(f"{shown} has no port from 1 to 65535") from None
@@ -124,14 +127,19 @@ def subprotocol(text: str) -> str:
     return text
 
 
-def server_name(text: str) -> str:
-    """A host's name or IP address, as in a certificate."""
-    name = text.strip("[]").removesuffix(".")
+def ascii_name(name: str) -> str:
+    """The name of a host as DNS and certificates have it (IDNA 2008, UTS 46)."""
     if not name.isascii():
         import idna
 
         with contextlib.suppress(idna.IDNAError):
-            name = idna.encode(name, uts46=True).decode("ascii")
+            return idna.encode(name, uts46=True).decode("ascii")
+    return name
+
+
+def server_name(text: str) -> str:
+    """A host's name or IP address, as in a certificate."""
+    name = ascii_name(text.strip("[]").removesuffix("."))
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(name))
     if not re.fullmatch(r"(?=.{1,253}$)[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*", name):
