@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import trio
 
-from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, serve_ws
+from trio_wsstream import PingReceived, WsByteStream, bridge, open_ws_stream, serve_ws
 from trio_wsstream.command import client
 from trio_wsstream.command.check import Report, check
 from trio_wsstream.command.options import parse
@@ -404,6 +404,29 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
             assert b"hidden" not in done.stdout
             report = json.loads((await run(*command, "--json", code=3)).stdout)
             assert report["failed"] == step
+
+
+async def test_check_tells_each_step_through_a_proxy(tmp_path: Path) -> None:
+    async def connect(stream: trio.SocketStream) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await stream.receive_some(1)
+        port = int(head.split()[1].rpartition(b":")[2])
+        there = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        await bridge(stream, there)
+
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with background() as nursery:
+        (proxy,) = await nursery.start(partial(trio.serve_tcp, connect, 0, host="127.0.0.1"))
+        (server,) = await nursery.start(partial(serve_ws, receive_all, "127.0.0.1", 0, SERVER_TLS))
+        port = proxy.socket.getsockname()[1]
+        options = [f"--ca={tmp_path}/ca.pem", f"--proxy=http://127.0.0.1:{port}"]
+        done = await run("check", f"wss://localhost:{server.port}/", *options)
+    lines = done.stdout.decode().splitlines()
+    names = ["proxy", "tls", "status", "subprotocol", "ping", "half-close", "It"]
+    assert [line.split()[0] for line in lines] == names
+    assert f"127.0.0.1 port {port}, and through it" in lines[0]
 
 
 @pytest.mark.parametrize(

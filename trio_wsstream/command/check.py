@@ -199,23 +199,36 @@ async def _check_websocket(
     is_proxied = "proxy" in how
     with trio.CancelScope() as hurry:
         async with contextlib.AsyncExitStack() as stack:
-            with report.step("status through the proxy" if is_proxied else "status") as step:
+            with report.step("proxy" if is_proxied else "status") as step:
                 opening = client.open_stream(options, url=url, **how)
                 try:
                     ws = await stack.enter_async_context(opening)
                 except client.CANNOT_OPEN as error:
                     step.name = _step_of(error)
                     raise
-                step.detail = "101 Switching Protocols"
-                step.facts = {"status": 101}
+                if is_proxied:
+                    step.detail = f"{_place_of(ws.remote)}, and through it up to the status"
+                else:
+                    _tell_status(step)
             if is_proxied:
-                with report.step("proxy", is_timed=False) as step:
-                    step.detail = f"connected to {ws.remote}"
                 if options.tls is not None:
                     with report.step("tls", is_timed=False) as step:
                         _tell_tls(options, step)
+                with report.step("status", is_timed=False) as step:
+                    _tell_status(step)
             await _check_stream(options, report, ws)
             hurry.deadline = trio.current_time() + _HOLDS  # some hold their Close back for long
+
+
+def _tell_status(step: Step) -> None:
+    step.detail = "101 Switching Protocols"
+    step.facts = {"status": 101}
+
+
+def _place_of(remote: Any) -> str:
+    if hasattr(remote, "address"):
+        return f"{remote.address} port {remote.port}"
+    return "connected"  # inside TLS with the proxy there is no address
 
 
 def _step_of(error: Exception) -> str:
