@@ -132,6 +132,20 @@ async def test_what_cannot_be_connected_to_is_exit_code_3_and_is_told() -> None:
     assert b"secret" not in done.stderr
 
 
+async def test_connect_imports_nothing_that_it_does_not_use() -> None:
+    """Its start is a part of each ssh."""
+    others = ["http", "json", "mmap", "shlex", "urllib.request", "websockets.client"]
+    others += [f"trio_wsstream.{name}" for name in ("_proxy", "_serve", "command.tls")]
+    code = (
+        "import sys; from trio_wsstream.command import main\n"
+        "assert main(['connect', 'ws://127.0.0.1:1/']) == 3\n"
+        f"sys.exit(' '.join({{*{others}}} & sys.modules.keys()) or 0)"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.endswith("proxy")}
+    with trio.fail_after(LIMIT):
+        await trio.run_process([sys.executable, "-c", code], env=env)
+
+
 @pytest.mark.parametrize("job", [["connect"], ["listen", "0"], ["check"], ["check", "--json"]])
 @pytest.mark.parametrize(
     ("option", "message"),

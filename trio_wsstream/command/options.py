@@ -12,7 +12,6 @@ import contextlib
 import ipaddress
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -409,6 +408,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for argument in arguments:
         if argument.startswith("@") and len(argument) > 1:
+            import shlex
+
             text = read_text("@", argument[1:])
             try:
                 expanded += shlex.split(text, comments=True)
