@@ -415,7 +415,9 @@ async def test_sighup_has_a_client_read_its_token_again(
         async with await trio.open_tcp_stream("127.0.0.1", listening.port) as client:
             with pytest.raises(trio.BrokenResourceError):
                 await receive_all(client)
-        assert "it does not know this token" in caplog.text
+        assert (
+            "is the one in --token-file, or in TRIO_WSSTREAM_TOKEN, the right one?" in caplog.text
+        )
         await mine.write_text("secret-of-alice\n")
         signal.raise_signal(signal.SIGHUP)
         await said(caplog, "have been read again")
