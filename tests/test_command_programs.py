@@ -405,7 +405,7 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
         for url, step, words in (
             ("ws://nowhere.invalid/", "name", "cannot be resolved"),
             ("ws://127.0.0.1:1/", "tcp", "is the server running, and is the port right?"),
-            (f"ws://{dropping}", "status", "if it expects TLS, use wss://"),
+            (f"ws://{dropping}", "status", ""),
             (f"wss://{dropping}", "tls", ""),
             (f"ws://{silent}", "status", "something listens there and is silent"),
             (f"wss://{silent}", "tls", "something listens there and is silent"),
