@@ -449,6 +449,27 @@ async def test_a_stream_that_is_in_use_is_refused_and_both_are_closed(which: int
         await trio.aclose_forcefully(far)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_stream_to_which_another_task_waits_to_send_is_refused(which: int) -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery, "tcp")
+        far, near = await tcp_transport()
+        streams: list[WsByteStream | trio.SocketStream] = [server, near]
+
+        async def use() -> None:
+            with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+                await streams[which].send_all(bytes(30_000_000))  # more than the kernel takes
+
+        async with trio.open_nursery() as users:
+            users.start_soon(use)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send_all(b"x")
+            await far.send_all(b"x")
+            with pytest.raises(trio.BusyResourceError):
+                await bridge(server, near)
+        await trio.aclose_forcefully(far)
+
+
 async def test_a_side_that_pauses_for_hours_is_not_given_up(autojump_clock: MockClock) -> None:
     """Neither by the bridge that has it, nor by the one at the other end of the WebSocket."""
     async with background() as nursery:

@@ -100,13 +100,17 @@ def test_keepalive_can_be_switched_off() -> None:
         ("listen unix: ws://host", "has no path"),
         ("listen 80", "required: URL"),
         ("listen 80 http://host", "'http://host' is no ws:// or wss:// URL"),
+        ("connect ws://[::g]/", "'ws://[::g]/' has no valid address in its brackets"),
         ("connect ws://host:99999/", "no port from 1 to 65535"),
         ("connect ws://host:0/", "no port from 1 to 65535"),
         ("connect ws://host/#x", "no fragment"),
         ("connect ws://host/ä", "percent-encoded"),
         ("connect ws://host --header nonsense", "of the form 'NAME: VALUE'"),
-        ("connect ws://host --header-file missing", "cannot read the headers in missing: No such"),
-        ("connect ws://host --token-file missing", "cannot read the token in missing: No such"),
+        ("connect ws://host --header-file missing", "cannot read --header-file missing: No such"),
+        ("connect ws://host --token-file missing", "cannot read --token-file missing: No such"),
+        ("connect ws://host --subprotocol a,b", "'a,b' is no subprotocol"),
+        ("connect wss://host --server-name a/b", "'a/b' is no name of a host"),
+        ("connect wss://host --server-name a..b", "'a..b' is no name of a host"),
         ("connect ws://host --ca ca.pem", "--ca is for wss://"),
         ("connect ws://host --insecure", "--insecure is for wss://"),
         ("connect ws://host --connect-timeout soon", "'soon' is no duration; write 20"),
@@ -123,7 +127,8 @@ def test_keepalive_can_be_switched_off() -> None:
         ("serve 80 h:80 --client-ca ca.pem", "--client-ca needs --cert"),
         ("serve 80 h:80 --max-connections 0", "no number of at least 1"),
         ("serve 80 h:80 --trust-forwarded here", "write 10.0.0.0/8"),
-        ("@missing", "cannot read the arguments in missing: No such"),
+        ("connect ws://host ws://other", "1 arguments too many"),
+        ("@missing", "cannot read @missing: No such"),
     ],
 )
 def test_wrong_arguments_are_told_with_exit_code_2(
@@ -140,6 +145,10 @@ def test_wrong_arguments_are_told_with_exit_code_2(
         ["connect", "ws://me:hidden@host/"],
         ["connect", "http://host/?hidden"],
         ["connect", "ws://host", "--header", "hidden"],
+        ["connect", "ws://host", "ws://other/?hidden"],
+        ["connect", "ws://host", "--tokn-file", "hidden"],
+        ["connect", "ws://host", "--token=hidden"],
+        ["ws://host/?hidden"],
         ["connect", "ws://host", "--header", "Authorization: hid\ndenhidden"],
     ],
 )
@@ -148,6 +157,39 @@ def test_an_error_about_an_option_shows_no_secret(
 ) -> None:
     assert main(arguments) == 2
     assert "hidden" not in capsys.readouterr().err
+
+
+def options_with_a_value() -> list[tuple[str, str]]:
+    """Return each option of each job that takes a value."""
+    return [
+        (job, action.option_strings[-1])
+        for job in JOBS
+        for action in make_parser(job)._actions
+        if action.option_strings and action.nargs != 0
+    ]
+
+
+@pytest.mark.parametrize(("job", "option"), options_with_a_value())
+def test_no_option_takes_an_empty_value(
+    job: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"listen": ["0", "wss://host"], "serve": ["0", "host:1"]}
+    assert main([job, *places.get(job, ["wss://host"]), option, ""]) == 2
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("gateway.example.", "gateway.example"),
+        ("faß.de", "xn--fa-hia.de"),
+        ("[::1]", "::1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("_a.internal", "_a.internal"),
+    ],
+)
+def test_a_server_name_is_a_name_or_an_ip_address(text: str, name: str) -> None:
+    assert parse(["connect", "wss://host", "--server-name", text]).server_name == name
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -22,7 +22,9 @@ from typing import Any
 import pytest
 import trio
 
-from trio_wsstream import PingReceived, WsByteStream, open_ws_stream, serve_ws
+from trio_wsstream import PingReceived, WsByteStream, bridge, open_ws_stream, serve_ws
+from trio_wsstream.command import client
+from trio_wsstream.command.check import Report, check
 from trio_wsstream.command.options import parse
 
 from .support.echoing import DATA, ask, assert_echoes, echo_server
@@ -130,19 +132,54 @@ async def test_what_cannot_be_connected_to_is_exit_code_3_and_is_told() -> None:
     assert b"secret" not in done.stderr
 
 
+async def test_connect_imports_nothing_that_it_does_not_use() -> None:
+    """Its start is a part of each ssh."""
+    others = ["http", "json", "mmap", "shlex", "urllib.request", "websockets.client"]
+    others += [f"trio_wsstream.{name}" for name in ("_proxy", "_serve", "command.tls")]
+    code = (
+        "import sys, trio_websocket; needed = {*sys.modules}\n"
+        "from trio_wsstream.command import main\n"
+        "assert main(['connect', 'ws://127.0.0.1:1/']) == 3\n"
+        f"sys.exit(' '.join({{*{others}}} & (sys.modules.keys() - needed)) or 0)"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.endswith("proxy")}
+    with trio.fail_after(LIMIT):
+        await trio.run_process([sys.executable, "-c", code], env=env)
+
+
+@pytest.mark.parametrize("job", [["connect"], ["listen", "0"], ["check"], ["check", "--json"]])
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("--proxy=foo://u:hidden@x", b"proxy must begin with"),
-        ("--subprotocol=a b", b"must be a token"),
+        ("--header=Connection: hidden", b"Connection must not be among"),
     ],
 )
 async def test_a_value_that_only_the_library_can_judge_is_exit_code_2(
-    option: str, message: bytes
+    option: str, message: bytes, job: list[str]
 ) -> None:
-    done = await run("connect", "ws://127.0.0.1:1/", option, code=2)
+    done = await run(*job, "ws://127.0.0.1:1/", option, code=2)
     assert message in done.stderr
     assert b"hidden" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
+async def test_a_proxy_that_cannot_be_reached_is_named(scheme: str, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    proxy = f"{scheme}://me:hidden@127.0.0.1:{port}"
+    option = ["--proxy", proxy] if how == "option" else []
+    env = {"no_proxy": "", "https_proxy": proxy if how == "environment" else ""}
+    place = "--proxy" if how == "option" else "the environment (https_proxy ...)"
+    for job in ("connect", "check"):
+        done = await run(job, *option, "wss://server.invalid/", code=3, env=env)
+        said = done.stdout + done.stderr
+        assert f"cannot connect to the proxy 127.0.0.1:{port}: ".encode() in said
+        assert f"is the proxy in {place} the right one?".encode() in said
+        assert b"hidden" not in said
+    report = await run("check", "--json", *option, "wss://server.invalid/", code=3, env=env)
+    assert json.loads(report.stdout)["failed"] == "proxy"
 
 
 @pytest.mark.parametrize("how", ["option", "file", "https_proxy", "all_proxy"])
@@ -304,11 +341,12 @@ async def test_an_open_relay_is_refused_with_exit_code_2_and_its_socket_is_remov
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("--origin=http://host/", b"no path"), ("--subprotocol=a b", b"subprotocol")],
+    [("--origin=http://host/", b"no path"), ("--subprotocol=a", b"must be named once")],
 )
 async def test_what_no_client_can_send_is_exit_code_2(option: str, message: bytes) -> None:
-    assert message in (await run("serve", "0", "localhost:1", option, code=2)).stderr
-    assert message in (await run("serve", "0", "localhost:1", option, "--workers=2", code=2)).stderr
+    command = ["serve", "0", "localhost:1", option, "--subprotocol=a"]
+    assert message in (await run(*command, code=2)).stderr
+    assert message in (await run(*command, "--workers=2", code=2)).stderr
 
 
 # check
@@ -350,20 +388,98 @@ async def test_check_tells_the_first_step_that_failed_and_what_to_do() -> None:
     async def drop(stream: trio.SocketStream) -> None:
         await stream.aclose()
 
+    async def say_nothing(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def send_away(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(
+            b"HTTP/1.1 302 Found\r\nLocation: https://login.example/?hidden\r\n\r\n"
+        )
+
+    async def serve(handler: Any) -> str:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
+        return f"127.0.0.1:{listener.socket.getsockname()[1]}/"
+
     async with background() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, drop, 0, host="127.0.0.1"))
-        port = listener.socket.getsockname()[1]
+        dropping, silent, away = [await serve(each) for each in (drop, say_nothing, send_away)]
         for url, step, words in (
             ("ws://nowhere.invalid/", "name", "cannot be resolved"),
             ("ws://127.0.0.1:1/", "tcp", "is the server running, and is the port right?"),
-            (f"ws://127.0.0.1:{port}/", "status", ""),
-            (f"wss://127.0.0.1:{port}/", "tls", ""),
+            (f"ws://{dropping}", "status", ""),
+            (f"wss://{dropping}", "tls", ""),
+            (f"ws://{silent}", "status", "something listens there and is silent"),
+            (f"wss://{silent}", "tls", "something listens there and is silent"),
+            (f"ws://{away}", "status", "302 Found, Location: https://login.example/."),
         ):
-            done = await run("check", url, code=3)
+            command = ["check", url, "--connect-timeout=2"]
+            done = await run(*command, code=3)
             assert f"It cannot be reached: {step}: ".encode() in done.stdout
             assert words.encode() in done.stdout
-            report = json.loads((await run("check", "--json", url, code=3)).stdout)
+            assert b"hidden" not in done.stdout
+            report = json.loads((await run(*command, "--json", code=3)).stdout)
             assert report["failed"] == step
+
+
+async def test_check_tells_each_step_through_a_proxy(tmp_path: Path) -> None:
+    async def connect(stream: trio.SocketStream) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await stream.receive_some(1)
+        port = int(head.split()[1].rpartition(b":")[2])
+        there = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        await bridge(stream, there)
+
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with background() as nursery:
+        (proxy,) = await nursery.start(partial(trio.serve_tcp, connect, 0, host="127.0.0.1"))
+        (server,) = await nursery.start(partial(serve_ws, receive_all, "127.0.0.1", 0, SERVER_TLS))
+        port = proxy.socket.getsockname()[1]
+        options = [f"--ca={tmp_path}/ca.pem", f"--proxy=http://127.0.0.1:{port}"]
+        done = await run("check", f"wss://localhost:{server.port}/", *options)
+    lines = done.stdout.decode().splitlines()
+    names = ["proxy", "tls", "status", "subprotocol", "ping", "half-close", "It"]
+    assert [line.split()[0] for line in lines] == names
+    assert f"127.0.0.1 port {port}, and through it" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "resolved", "checked"),
+    [
+        ("faß.de", "xn--fa-hia.de", "xn--fa-hia.de"),
+        ("Gateway.internal.", "gateway.internal.", "gateway.internal"),
+        ("[fe80::1%25eth0]", "fe80::1%eth0", "fe80::1"),
+    ],
+)
+async def test_check_connects_to_the_host_of_the_url_and_checks_its_certificate(
+    host: str, resolved: str, checked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `open_ws_stream` does."""
+    asked = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    async def open_tcp(host: str, port: int) -> trio.SocketStream:
+        asked.append(host)
+        return await open_tcp_stream("127.0.0.1", port)
+
+    open_tcp_stream = trio.open_tcp_stream
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp)
+    monkeypatch.setattr("trio_wsstream.command.check._resolve", resolve)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert(checked).configure_cert(context)
+    async with background() as nursery:
+        (listener,) = await nursery.start(partial(serve_ws, receive_all, "127.0.0.1", 0, context))
+        options = parse(["check", f"wss://{host}:{listener.port}/"])
+        client.prepare(options)
+        AUTHORITY.configure_trust(options.tls)
+        report = Report(options, tells=False)
+        await check(options, report)
+    assert report.ok, report.steps
+    assert asked == [resolved, resolved]
 
 
 # Servers

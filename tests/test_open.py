@@ -12,12 +12,14 @@ import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 import trio_websocket
+import trustme
 import websockets.sync.client
 import websockets.sync.server
 from trio_websocket import WebSocketRequest
@@ -357,6 +359,31 @@ async def test_a_certificate_for_another_host_is_told_so() -> None:
     async with tls_server() as transport:
         text = await why("wss://other/", CLIENT_TLS, transport=transport)
     assert text.startswith("no TLS with other: Hostname mismatch, certificate is not valid for")
+
+
+async def test_the_default_settings_of_tls_are_made_once_and_anew_for_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def make() -> ssl.SSLContext:
+        made.append(None)
+        return create()
+
+    create = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", make)
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    async with echo_server(tls=True) as url:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        for _ in range(3):
+            async with open_ws_stream(url):
+                assert len(made) == 1
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "other.pem"))
+        with pytest.raises(trio_websocket.HandshakeError, match="local issuer certificate"):
+            async with open_ws_stream(url):
+                pass  # pragma: no cover
+    assert len(made) == 2
 
 
 async def test_a_dot_at_the_end_of_a_host_is_no_part_of_its_certificates_name() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+import trustme
 from trio.testing import wait_all_tasks_blocked
 from trio_websocket import ConnectionRejected, Endpoint, WebSocketRequest
 
@@ -312,7 +315,57 @@ async def test_on_refused_has_the_clients_address_also_where_tls_fails() -> None
     assert isinstance(remote, Endpoint)
     assert (str(remote.address), remote.port, remote.is_ssl) == ("127.0.0.1", port, True)
     assert status is None
-    assert "HTTP_REQUEST" in reason  # in place of TLS
+    assert reason == "the other end does not speak TLS"
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (None, "the other end does not speak TLS"),
+        ("no certificate", "peer did not return a certificate"),
+        ("another authority's", "unable to get local issuer certificate"),
+    ],
+)
+async def test_on_refused_says_in_words_why_tls_failed(client: str | None, words: str) -> None:
+    wanting = ssl.create_default_context(
+        ssl.Purpose.CLIENT_AUTH, cadata=AUTHORITY.cert_pem.bytes().decode()
+    )
+    AUTHORITY.issue_cert("localhost").configure_cert(wanting)
+    wanting.verify_mode = ssl.CERT_REQUIRED
+    context = ssl.create_default_context(cadata=AUTHORITY.cert_pem.bytes().decode())
+    if client == "another authority's":
+        trustme.CA().issue_cert("client").configure_cert(context)
+    told: trio.MemorySendChannel[str]
+    told, reasons = trio.open_memory_channel[str](1)
+    async with background() as nursery:
+        (listener,) = await nursery.start(
+            partial(
+                serve_ws,
+                echo,
+                "127.0.0.1",
+                0,
+                wanting,
+                on_refused=lambda *each: told.send_nowait(each[2]),
+            )
+        )
+        transport: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
+        if client is not None:
+            transport = trio.SSLStream(transport, context, server_hostname="localhost")
+        await transport.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        with trio.fail_after(10):
+            assert await reasons.receive() == words
+        await trio.aclose_forcefully(transport)
+
+
+def test_a_refusal_needs_no_module_that_a_server_has_not_imported() -> None:
+    """Out of descriptors, it could not be imported."""
+    code = (
+        "import sys, trio_wsstream; trio_wsstream.serve_ws; before = {*sys.modules}\n"
+        "from trio_wsstream._http import encode_response, refusal\n"
+        "refusal(503, 'full'); encode_response(503, [], b'full')\n"
+        "sys.exit(' '.join({*sys.modules} - before) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 async def test_what_on_refused_raises_is_logged_and_the_listener_goes_on(

@@ -29,7 +29,7 @@ because what it sends finds no reader, is reset when its peer's kernel has ackno
 *Each chunk needs one schedule point, and a Trio stream has two of them: one in the read, one in the
 write.* Beside a stream of another kind, a `trio.SocketStream` is therefore read and written on its
 file descriptor, with no schedule point while the kernel makes nobody wait (`_receiving_from`,
-`_sending_to`). What this saves is about what the frames of the WebSocket cost.
+`_sending_to`, `_pass_end_on`). What this saves is about what the frames of the WebSocket cost.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ async def bridge(
     connection is reset, a WebSocket is closed with 1011, any other stream is closed forcefully. A
     Unix socket has no reset; its peer sees an end.
 
-    Both streams are closed when this returns or raises. Cancelled, it drops both at once: a TCP
-    connection is reset, and a WebSocket gets no Close. If another task closes one of them
-    meanwhile, with ``WsByteStream.aclose(1001)`` perhaps, the other one is broken as above.
+    Both streams belong to the bridge until it returns or raises, and are closed then. Cancelled, it
+    drops both at once: a TCP connection is reset, and a WebSocket gets no Close. If another task
+    closes one of them meanwhile, with ``WsByteStream.aclose(1001)`` perhaps, the other one is
+    broken as above.
 
     Args:
       a, b (trio.abc.HalfCloseableStream): any two, of any kinds: `WsByteStream`,
@@ -145,7 +146,8 @@ async def bridge(
       streams, the network and the peers do is told here, and never raised.
 
     Raises:
-      trio.BusyResourceError: another task receives from one of the streams, or sends to it.
+      trio.BusyResourceError: another task receives from one of the streams, or sends to it. For a
+          `trio.SocketStream` this is noticed only when both tasks have to wait for the socket.
     """
     result = BridgeResult() if result is None else result
     there, back = _Pump(a, b, result.a_to_b), _Pump(b, a, result.b_to_a)
@@ -246,8 +248,13 @@ class _Pump:
     async def _pass_end_on(self) -> None:
         # A peer that has closed needs no half-close, whose reason some print: `_close` answers it.
         is_answer = self.other.direction.end is BridgeEnd.ENDED
-        if not (is_answer and isinstance(self.sink, WsByteStream)):
+        if is_answer and isinstance(self.sink, WsByteStream):
+            return
+        sock = own_socket(self.sink) if type(self.sink) is trio.SocketStream else None
+        if sock is None:
             await self.sink.send_eof()
+        else:
+            sock.shutdown(socket.SHUT_WR)  # without a schedule point, as in `_sending_to`
 
     def _fail(self, error: Exception) -> None:
         cause = error.__cause__

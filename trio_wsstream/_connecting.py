@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ _PLAIN_TEXT: Final = (  # OpenSSL's reasons for bytes that are no TLS
     "HTTP_REQUEST",
     "PACKET_LENGTH_TOO_LONG",
 )
+
+_TLS_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+"""The variables of the environment on which Python's default settings for TLS depend."""
 
 
 def authority_of(host: str, port: int) -> str:
@@ -65,6 +70,17 @@ async def _connect_ipv4(address: str, port: int) -> trio.SocketStream:
     return trio.SocketStream(sock)
 
 
+@functools.lru_cache(maxsize=1)
+def _default_context(*environment: str | None) -> ssl.SSLContext:
+    """Return Python's default settings.
+
+    Making them reads all authorities of the system, which takes longer than all the rest of a
+    connection. So it is done only once, and again if the environment names other files. Nobody gets
+    the context to change it.
+    """
+    return ssl.create_default_context()
+
+
 async def start_tls(
     transport: trio.abc.Stream,
     context: ssl.SSLContext | None,
@@ -87,7 +103,7 @@ async def start_tls(
     try:
         tls = trio.SSLStream(
             transport,
-            context or ssl.create_default_context(),
+            context or _default_context(*map(os.environ.get, _TLS_VARIABLES)),
             server_hostname=server_name,
             https_compatible=True,
         )
@@ -132,10 +148,15 @@ def _only_wraps(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message.removesuffix(".")
+    reason = getattr(error, "reason", None)
+    if isinstance(error, ssl.SSLError) and isinstance(reason, str):
+        if reason in _PLAIN_TEXT:
+            return "the other end does not speak TLS"
+        return reason.replace("_", " ").lower()
     if isinstance(error, socket.gaierror):
         unknown = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
         return "no such host" if error.errno in unknown else str(error.strerror)
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         text = os.strerror(error.errno)  # The error's own text may have the address as well.
         return text[:1].lower() + text[1:]
-    return str(error) or type(error).__name__
+    return re.sub(r" \(_ssl\.c:\d+\)$", "", str(error)) or type(error).__name__

@@ -546,12 +546,11 @@ async def connect(transport: trio.abc.Stream, request: Request) -> WebSocketConn
     except (NotHttp, HeadTooLong) as error:
         raise HandshakeError(_why_no_response(reader, error)) from None
     except HandshakeError:
-        if reader.start or isinstance(transport, trio.SSLStream):
-            raise
+        if reader.start:
+            raise HandshakeError("the server ended the connection within its response") from None
         # Trio's servers, and this library's, do this when they expect TLS.
-        raise HandshakeError(
-            "the server ended the connection without a response; if it expects TLS, use wss://"
-        ) from None
+        hint = "" if isinstance(transport, trio.SSLStream) else "; if it expects TLS, use wss://"
+        raise HandshakeError(f"the server ended the connection without a response{hint}") from None
     except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
         why = why_failed(error)
         raise HandshakeError(f"the transport broke in the opening handshake: {why}") from error

@@ -101,7 +101,8 @@ async def open_ws_stream(
     Args:
       url (str): a URL that begins with ``ws://`` or ``wss://`` (RFC 6455, 3).
       ssl_context (ssl.SSLContext or None): the TLS settings for ``wss://``. None: Python's default
-          settings. It must not offer HTTP/2 by ALPN.
+          settings. They are made once, so a process sees a change of the system's authorities only
+          after a restart. A context must not offer HTTP/2 by ALPN.
       subprotocols (iterable of str): the subprotocols to offer, best first (RFC 6455, 1.9).
       extra_headers (iterable of (bytes, bytes)): more headers for the opening handshake. A Host
           header replaces that of ``url``, and a User-Agent header replaces ours.

@@ -31,6 +31,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from http import HTTPStatus  # noqa: F401  # Refusals need it, also when no descriptor is left.
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
@@ -50,6 +51,7 @@ from ._checks import (
     check_trio,
 )
 from ._config import StreamConfig, check_config
+from ._connecting import why_failed
 from ._handshake import HttpAnswered, HttpHook, WsRequest, check_subprotocols
 from ._http import Headers, reason_of, refusal
 from ._open import open_nursery
@@ -358,8 +360,9 @@ class WsListener(trio.abc.Listener[WsByteStream]):
                     await trio.aclose_forcefully(transport)
         except (HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if not pending.has_answer:  # else that has been told, or was no refusal
-                why = str(error) or str(error.__cause__ or "")
-                self._tell_refused(pending, None, why or "the client broke the connection")
+                is_told = str(error) or error.__cause__ is not None
+                why = why_failed(error) if is_told else "the client broke the connection"
+                self._tell_refused(pending, None, why)
         except Exception as error:
             _logger.exception("an opening handshake failed")
             self._tell_refused(pending, None, f"the server failed: {type(error).__name__}")

@@ -159,7 +159,7 @@ async def test_ssh_shows_why_the_server_cannot_be_reached() -> None:
             capture_stderr=True,
             check=False,
         )
-    assert b"cannot connect to 127.0.0.1:1: Connection refused" in done.stderr
+    assert b"cannot connect to 127.0.0.1:1: connection refused" in done.stderr
 
 
 async def test_scp(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ import socket
 import ssl
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 import trio
+from trio_websocket import ConnectionTimeout
 
 from trio_wsstream import CloseReceived, PongReceived, WsByteStream
 
 from . import client
 from .connections import describe
+from .options import ascii_name
 
 _HOLDS = 1.0  # seconds without an answer to a half-close
 
@@ -44,6 +46,15 @@ class Step:
         took = "" if self.seconds is None else f"{1000 * self.seconds:.1f} ms"
         mark = "ok" if self.ok else "FAILED"
         return f"{self.name:14} {mark:6} {took:>10}  {self.detail}".rstrip()
+
+
+_ADVICE_IF_SLOW: Final = {
+    "name": "can this machine reach its DNS server?",
+    "tcp": "is a firewall between, or is a proxy needed? --proxy",
+    "tls": "something listens there and is silent: does it speak TLS? ws:// is without",
+    "status": "something listens there and is silent: does it speak HTTP? wss:// is with TLS",
+    "ping": "something between the two ends holds messages back",
+}
 
 
 class _Stop(Exception):
@@ -77,9 +88,11 @@ class Report:
         try:
             yield step
         except (*client.CANNOT_OPEN, trio.BrokenResourceError, trio.TooSlowError) as error:
-            step.detail = self._why(error)
+            step.detail = self._why(error).rstrip(".")
             cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
             self.advice = client.advise(self._options, cause or error)
+            if isinstance(error, trio.TooSlowError | ConnectionTimeout):
+                self.advice = _ADVICE_IF_SLOW.get(step.name, self.advice)
             raise _Stop from None
         else:
             step.ok = True
@@ -118,6 +131,7 @@ def run(options: argparse.Namespace) -> int:
       int: 0 if all succeeded, else 3.
     """
     client.prepare(options)
+    trio.run(client.check_values, options)
     report = Report(options, tells=not options.json)
     trio.run(check, options, report)
     if options.json:
@@ -146,7 +160,7 @@ async def check(options: argparse.Namespace, report: Report) -> None:
 
 async def _check_directly(options: argparse.Namespace, report: Report) -> None:
     parts = urlsplit(options.url)
-    host = parts.hostname or ""
+    host = ascii_name(parts.hostname or "").replace("%25", "%", 1)  # RFC 6874
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     with report.step("name") as step, trio.fail_after(options.connect_timeout):
         found = await _resolve(host, port)
@@ -160,7 +174,8 @@ async def _check_directly(options: argparse.Namespace, report: Report) -> None:
         step.facts = {"address": address, "port": port}
     if options.tls is not None:
         with report.step("tls") as step, trio.fail_after(options.connect_timeout):
-            tls = trio.SSLStream(tcp, options.tls, server_hostname=host, https_compatible=True)
+            name = host.partition("%")[0].rstrip(".")  # RFC 6066, 3
+            tls = trio.SSLStream(tcp, options.tls, server_hostname=name, https_compatible=True)
             try:
                 await tls.do_handshake()
             except BaseException:
@@ -184,19 +199,43 @@ async def _check_websocket(
     is_proxied = "proxy" in how
     with trio.CancelScope() as hurry:
         async with contextlib.AsyncExitStack() as stack:
-            with report.step("status through the proxy" if is_proxied else "status") as step:
+            with report.step("proxy" if is_proxied else "status") as step:
                 opening = client.open_stream(options, url=url, **how)
-                ws = await stack.enter_async_context(opening)
-                step.detail = "101 Switching Protocols"
-                step.facts = {"status": 101}
+                try:
+                    ws = await stack.enter_async_context(opening)
+                except client.CANNOT_OPEN as error:
+                    step.name = _step_of(error)
+                    raise
+                if is_proxied:
+                    step.detail = f"{_place_of(ws.remote)}, and through it up to the status"
+                else:
+                    _tell_status(step)
             if is_proxied:
-                with report.step("proxy", is_timed=False) as step:
-                    step.detail = f"connected to {ws.remote}"
                 if options.tls is not None:
                     with report.step("tls", is_timed=False) as step:
                         _tell_tls(options, step)
+                with report.step("status", is_timed=False) as step:
+                    _tell_status(step)
             await _check_stream(options, report, ws)
             hurry.deadline = trio.current_time() + _HOLDS  # some hold their Close back for long
+
+
+def _tell_status(step: Step) -> None:
+    step.detail = "101 Switching Protocols"
+    step.facts = {"status": 101}
+
+
+def _place_of(remote: Any) -> str:
+    if hasattr(remote, "address"):
+        return f"{remote.address} port {remote.port}"
+    return "connected"  # inside TLS with the proxy there is no address
+
+
+def _step_of(error: Exception) -> str:
+    """Which step a handshake has failed in that has made several of them."""
+    if client.is_proxys(error):
+        return "proxy"
+    return "tls" if str(error).startswith("no TLS with ") else "status"
 
 
 async def _check_stream(options: argparse.Namespace, report: Report, ws: WsByteStream) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import mmap
 import os
 import re
 import ssl
@@ -88,6 +87,8 @@ class Counters:
     """How many connections each worker has, in memory that they share."""
 
     def __init__(self, workers: int) -> None:
+        import mmap  # A connect has no use for it.
+
         self._memory = mmap.mmap(-1, 4 * workers)
         self._format = struct.Struct("I")
 
@@ -103,7 +104,7 @@ class Connections:
 
     Args:
       limit (int or None): how many there may be, of all workers together.
-      counters (Counters): shared by the workers.
+      counters (Counters or None): shared by the workers; None: nobody asks for the count.
       worker (int or None): which of them this is; None: the only process.
     """
 
@@ -113,7 +114,7 @@ class Connections:
         self.open: dict[Connection, None] = {}
         self.is_draining = False
         self._limit = limit
-        self._counters = counters or Counters(1)
+        self._counters = counters
         self._worker = worker
         self._numbers = itertools.count(1)
         # Those that are being opened. One that fails is nobody's any more, and goes by itself.
@@ -130,10 +131,12 @@ class Connections:
 
     def is_full(self) -> bool:
         self._count()
-        return self._limit is not None and self._counters.total() >= self._limit
+        limit, counters = self._limit, self._counters
+        return limit is not None and counters is not None and counters.total() >= limit
 
     def _count(self) -> None:
-        self._counters.set(self._worker or 0, len(self._opening) + len(self.open))
+        if self._counters is not None:
+            self._counters.set(self._worker or 0, len(self._opening) + len(self.open))
 
     async def carry(
         self,

@@ -14,6 +14,7 @@ worker drains.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from .connections import Connections, Counters
 
 _OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _TRIES_AGAIN: Final = 0.1  # seconds
+_QUIET: Final = 60.0  # seconds without a shortage, until one is told again
 _INHERITS_OPTIONS: Final = sys.platform == "linux"  # an accepted socket, from the listening one
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 _OTHERS: Final = (signal.SIGHUP, signal.SIGUSR1)
@@ -45,7 +47,7 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         keep_alive(sock)
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         self._name = name_of(sock)
-        self._is_short = False
+        self._is_quiet_until = -math.inf
         self.socket: trio.socket.SocketType = self._listener.socket
 
     async def accept(self) -> trio.SocketStream:
@@ -55,15 +57,15 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     raise
-                if not self._is_short:
+                now = trio.current_time()
+                if now >= self._is_quiet_until:
                     text = f"cannot accept on {self._name}: {os.strerror(error.errno)}; "
                     log.fail(
                         "short", text + "going on when there are some (ulimit -n, LimitNOFILE=)"
                     )
-                self._is_short = True
+                self._is_quiet_until = now + _QUIET
                 await trio.sleep(_TRIES_AGAIN)
             else:
-                self._is_short = False
                 if not _INHERITS_OPTIONS:
                     keep_alive(stream.socket)
                 return stream
@@ -96,7 +98,7 @@ class Server:
         """Accept until cancelled; what was accepted goes on in ``handlers``."""
         raise NotImplementedError
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """SIGHUP: read files again."""
 
 
@@ -126,7 +128,7 @@ async def live(server: Server, sockets: list[socket.socket], parent: int | None 
             if number in _STOPPING:
                 stop()
             elif number == signal.SIGHUP:
-                server.reload()
+                await server.reload()
             else:
                 server.connections.tell_all()
 

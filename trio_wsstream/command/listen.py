@@ -21,7 +21,12 @@ def run(options: argparse.Namespace) -> int:
       int: the exit code.
     """
     client.prepare(options)
-    return life.run(options.address, partial(LocalServer, options), _warn_if_public)
+    return life.run(options.address, partial(LocalServer, options), partial(_check, options))
+
+
+def _check(options: argparse.Namespace, sockets: list[socket.socket]) -> None:
+    trio.run(client.check_values, options)
+    _warn_if_public(sockets)
 
 
 def _warn_if_public(sockets: list[socket.socket]) -> None:
@@ -49,11 +54,12 @@ class LocalServer(life.Server):
             self._handle, listeners, handler_nursery=handlers, task_status=task_status
         )
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read certificates, tokens and headers again, for new connections."""
         try:
             options = parse(self.options.arguments)
             client.prepare(options)
+            await client.check_values(options)
         except UsageError as error:
             log.fail("reload", f"what was read before stays: {error}")
         else:

@@ -8,10 +8,10 @@ the others.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -42,6 +42,8 @@ exit codes: 0 both directions came to their end; 1 failed; 2 wrong arguments; 3 
 """
 
 TOKEN_VARIABLE: Final = "TRIO_WSSTREAM_TOKEN"
+
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 
 Header = tuple[bytes, bytes]
 
@@ -78,6 +80,9 @@ def ws_url(text: str) -> str:
     shown = repr(text.partition("?")[0])
     try:
         parts = urlsplit(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown} has no valid address in its brackets") from None
+    try:
         port = parts.port
     except ValueError:
         raise argparse.ArgumentTypeError(f"{shown} has no port from 1 to 65535") from None
@@ -99,13 +104,46 @@ def ws_url(text: str) -> str:
 def header(text: str) -> Header:
     """``NAME: VALUE``; the value may be a secret, so it is never shown."""
     name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()):
+    if not colon or not re.fullmatch(_TOKEN, name.strip()):
         raise argparse.ArgumentTypeError("a header must be of the form 'NAME: VALUE'")
     if not re.fullmatch(r"[\t -~\x80-\xff]*", value):
         raise argparse.ArgumentTypeError(
             f"the header {name.strip()} must have a value of one line, in Latin-1"
         )
     return name.strip().encode(), value.strip().encode("latin-1")
+
+
+def file(text: str) -> str:
+    """The path of a file. An empty one is what a shell makes of a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return text
+
+
+def subprotocol(text: str) -> str:
+    if not re.fullmatch(_TOKEN, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no subprotocol: letters, digits, - and _")
+    return text
+
+
+def ascii_name(name: str) -> str:
+    """The name of a host as DNS and certificates have it (IDNA 2008, UTS 46)."""
+    if not name.isascii():
+        import idna
+
+        with contextlib.suppress(idna.IDNAError):
+            return idna.encode(name, uts46=True).decode("ascii")
+    return name
+
+
+def server_name(text: str) -> str:
+    """A host's name or IP address, as in a certificate."""
+    name = ascii_name(text.strip("[]").removesuffix("."))
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(name))
+    if not re.fullmatch(r"(?=.{1,253}$)[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a host, as gateway.example is")
+    return name
 
 
 def origin(text: str) -> str:
@@ -140,6 +178,8 @@ def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 def proxy(text: str) -> str:
     """Its URL may hold a password, so it is never shown. `open_ws_stream` checks it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; for no proxy write none")
     return text
 
 
@@ -194,7 +234,12 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
         "auto: those of another WsByteStream (default: always, as other tunnels mean it)",
     )
     group.add_argument(
-        "--subprotocol", action="append", default=[], metavar="NAME", help="may be given again"
+        "--subprotocol",
+        type=subprotocol,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="may be given again",
     )
 
 
@@ -212,6 +257,7 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--token-file",
+        type=file,
         metavar="FILE",
         help=(f"send the token in this file (default: that in the variable {TOKEN_VARIABLE})"),
     )
@@ -223,12 +269,25 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
         metavar="'NAME: VALUE'",
         help="send it with the request; other users see it in ps, so not for secrets",
     )
-    group.add_argument("--header-file", metavar="FILE", help="send the headers in this file")
+    group.add_argument(
+        "--header-file", type=file, metavar="FILE", help="send the headers in this file"
+    )
     group.add_argument("--origin", type=origin, help="send this Origin, as a browser does")
-    group.add_argument("--ca", metavar="FILE", help="trust these authorities, and no others")
-    group.add_argument("--cert", metavar="FILE", help="a client certificate, with its chain")
-    group.add_argument("--key", metavar="FILE", help="its private key, if it is not in there")
-    group.add_argument("--server-name", metavar="NAME", help="of the certificate, if not the URL's")
+    group.add_argument(
+        "--ca", type=file, metavar="FILE", help="trust these authorities, and no others"
+    )
+    group.add_argument(
+        "--cert", type=file, metavar="FILE", help="a client certificate, with its chain"
+    )
+    group.add_argument(
+        "--key", type=file, metavar="FILE", help="its private key, if it is not in there"
+    )
+    group.add_argument(
+        "--server-name",
+        type=server_name,
+        metavar="NAME",
+        help="of the certificate, if not the URL's",
+    )
     group.add_argument(
         "--insecure", action="store_true", help="accept any certificate: anybody can listen in"
     )
@@ -259,11 +318,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("who may connect; one is needed unless on loopback")
     group.add_argument(
         "--token-file",
+        type=file,
         metavar="FILE",
         help=("who sends one of the bearer tokens in this file: a name and a token on each line"),
     )
     group.add_argument(
-        "--client-ca", metavar="FILE", help="who has a certificate of these authorities"
+        "--client-ca", type=file, metavar="FILE", help="who has a certificate of these authorities"
     )
     group.add_argument("--open", action="store_true", help="everybody: an open door to TARGET")
     group.add_argument(
@@ -274,8 +334,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="browsers that come from here, too; may be given again (default: no browsers)",
     )
     group = parser.add_argument_group("the server")
-    group.add_argument("--cert", metavar="FILE", help="certificate chain, to serve wss://")
-    group.add_argument("--key", metavar="FILE", help="its private key, if it is not in there")
+    group.add_argument(
+        "--cert", type=file, metavar="FILE", help="certificate chain, to serve wss://"
+    )
+    group.add_argument(
+        "--key", type=file, metavar="FILE", help="its private key, if it is not in there"
+    )
     group.add_argument(
         "--health", type=http_path, metavar="PATH", help="answer 200 there, and 503 while draining"
     )
@@ -344,11 +408,13 @@ def expand(arguments: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     for argument in arguments:
         if argument.startswith("@") and len(argument) > 1:
-            text = read_text(argument[1:], "the arguments")
+            import shlex
+
+            text = read_text("@", argument[1:])
             try:
                 expanded += shlex.split(text, comments=True)
             except ValueError as error:
-                raise UsageError(f"cannot read the arguments in {argument[1:]}: {error}") from None
+                raise UsageError(f"cannot read {argument}: {error}") from None
         else:
             expanded.append(argument)
     return expanded
@@ -392,8 +458,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise SystemExit(0)
         raise UsageError(f"what is to be done is missing\n\n{USAGE}")
     if job not in JOBS:
-        raise UsageError(f"there is no job {job!r}: connect, listen, serve and check are known")
-    options = make_parser(job).parse_intermixed_args(rest)
+        shown = repr(job) if re.fullmatch("[a-z]{1,15}", job) else "of this name"  # no secret
+        raise UsageError(f"there is no job {shown}: connect, listen, serve and check are known")
+    parser = make_parser(job)
+    options, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:  # Their values may be secrets.
+        names = [each.partition("=")[0] for each in unknown if each.startswith("-")]
+        if names:
+            parser.error(f"unrecognized arguments: {' '.join(names)}")
+        parser.error(f"{len(unknown)} arguments too many, of {len(rest)}")
     options.job = job
     options.arguments = list(arguments)
     if job == "serve":
@@ -459,13 +532,19 @@ def choose_proxy(given: str | None) -> str | None:
 # Files
 
 
-def read_text(path: str, what: str) -> str:
+def read_text(option: str, path: str) -> str:
+    """The text of a file.
+
+    Args:
+      option: which names the file, for the error; ``@`` for one of arguments.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UsageError(f"cannot read {what} in {path}: {reason}") from None
+        name = f"{option} {path}" if option != "@" else f"@{path}"
+        raise UsageError(f"cannot read {name}: {reason}") from None
 
 
 def meaningful_lines(text: str) -> list[tuple[int, str]]:
@@ -477,19 +556,19 @@ def meaningful_lines(text: str) -> list[tuple[int, str]]:
 def read_headers(path: str) -> list[Header]:
     """One ``NAME: VALUE`` on each line."""
     headers = []
-    for number, line in meaningful_lines(read_text(path, "the headers")):
+    for number, line in meaningful_lines(read_text("--header-file", path)):
         try:
             headers.append(header(line))
         except argparse.ArgumentTypeError as error:
-            raise UsageError(f"line {number} of {path}: {error}") from None
+            raise UsageError(f"line {number} of --header-file {path}: {error}") from None
     return headers
 
 
-_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
+_BEARER_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
 
 
 def _check_token(token: str, where: str) -> str:
-    if not _TOKEN.fullmatch(token):
+    if not _BEARER_TOKEN.fullmatch(token):
         raise UsageError(f"{where}: a token has letters, digits and - . _ ~ + / only (RFC 6750)")
     return token
 
@@ -499,11 +578,11 @@ def read_client_token(path: str | None) -> str | None:
     if path is None:
         token = os.environ.get(TOKEN_VARIABLE)
         return None if not token else _check_token(token, f"the variable {TOKEN_VARIABLE}")
-    lines = meaningful_lines(read_text(path, "the token"))
+    lines = meaningful_lines(read_text("--token-file", path))
     if not lines:
-        raise UsageError(f"there is no token in {path}")
+        raise UsageError(f"there is no token in --token-file {path}")
     number, line = lines[0]
-    return _check_token(line.split()[-1], f"line {number} of {path}")
+    return _check_token(line.split()[-1], f"line {number} of --token-file {path}")
 
 
 def read_tokens(path: str) -> dict[str, bytes]:
@@ -513,8 +592,8 @@ def read_tokens(path: str) -> dict[str, bytes]:
       UsageError: the file cannot be read, or a line of it is wrong. The error shows no token.
     """
     tokens: dict[str, bytes] = {}
-    for number, line in meaningful_lines(read_text(path, "the tokens")):
-        where = f"line {number} of {path}"
+    for number, line in meaningful_lines(read_text("--token-file", path)):
+        where = f"line {number} of --token-file {path}"
         words = line.split()
         if len(words) != 2:
             raise UsageError(f"{where} must be a name and a token, with a space between them")
@@ -523,5 +602,5 @@ def read_tokens(path: str) -> dict[str, bytes]:
             raise UsageError(f"{where}: the name {name!r} is there twice")
         tokens[name] = _check_token(token, where).encode()
     if not tokens:
-        raise UsageError(f"there is no token in {path}: nobody could connect")
+        raise UsageError(f"there is no token in --token-file {path}: nobody could connect")
     return tokens

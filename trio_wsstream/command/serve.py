@@ -115,7 +115,7 @@ class Gateway(life.Server):
         if self.options.token_file is not None:
             self._tokens = read_tokens(self.options.token_file)
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read certificates and tokens again, for new connections; if one is wrong, none."""
         try:
             context = server_context(self.options)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import ssl
 import weakref
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -43,10 +44,10 @@ def client_context(options: argparse.Namespace) -> ClientContext | None:
     if options.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if options.ca is None:
+    if options.ca is not None:
+        _load_authorities(context, "--ca", options.ca)
+    elif not options.insecure:
         context.load_default_certs()
-    else:
-        _load("the authorities in --ca", context.load_verify_locations, options.ca)
     if options.cert is not None:
         _load_own(context, options.cert, options.key)
     return context
@@ -64,35 +65,88 @@ def server_context(options: argparse.Namespace) -> ssl.SSLContext | None:
     context.set_alpn_protocols(["http/1.1"])
     _load_own(context, options.cert, options.key)
     if options.client_ca is not None:
-        load = context.load_verify_locations
-        _load("the authorities in --client-ca", load, options.client_ca)
+        _load_authorities(context, "--client-ca", options.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-def _load_own(context: ssl.SSLContext, cert: str, key: str | None) -> None:
-    def refuse_password() -> str:
-        raise ValueError("the private key is encrypted, and there is nobody to ask")
+# Files. What OpenSSL says of one that it cannot use names neither the file nor what is wrong with
+# it ("PEM lib"). So a file is looked at again, after it was refused.
 
-    _load("--cert and --key", context.load_cert_chain, cert, key, refuse_password)
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----")
+_KEY: Final = re.compile(rb"-----BEGIN (\w+ )?PRIVATE KEY-----")
 
 
-def _load(what: str, load: Any, path: str, *more: Any) -> None:
+def _load_authorities(context: ssl.SSLContext, option: str, path: str) -> None:
     try:
-        load(path, *more)
-    except ssl.SSLError as error:
-        reason = error.reason or str(error)
-        hints = {
-            "KEY_VALUES_MISMATCH": "the private key does not belong to the certificate",
-            "NO_START_LINE": "there is nothing of this kind in PEM",
-            "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in PEM in it",
-            "PEM_LIB": "it is not PEM, or the private key is missing; --key names it",
-        }
-        text = hints.get(reason.replace(" ", "_").upper(), reason)
-        raise UsageError(f"cannot use {what} ({path}): {text}") from None
+        context.load_verify_locations(path)
+    except (OSError, ValueError):
+        _check_pem(option, path, _CERTIFICATE, "certificate")
+        raise _unusable(option, path, "a certificate in it is damaged") from None
+
+
+def _load_own(context: ssl.SSLContext, cert: str, key: str | None) -> None:
+    where = ("--cert", cert) if key is None else ("--key", key)
+    has_password = False
+
+    def refuse_password() -> str:
+        nonlocal has_password
+        has_password = True
+        return ""
+
+    try:
+        context.load_cert_chain(cert, key, refuse_password)
     except (OSError, ValueError) as error:
-        text = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise UsageError(f"cannot use {what} ({path}): {text}") from None
+        _check_pem("--cert", cert, _CERTIFICATE, "certificate")
+        hint = "; --key names the file that has it" if key is None else ""
+        _check_pem(*where, _KEY, "private key", hint)
+        reason = _reason(error)
+        if has_password:
+            why = "its private key has a password; `openssl pkey` can write the key without one"
+        elif reason == "key values mismatch":
+            why = f"its private key does not belong to the certificate in --cert {cert}"
+        elif not _has_certificates(cert):
+            where, why = ("--cert", cert), "a certificate in it is damaged"
+        elif reason.endswith("PEM lib"):
+            why = "the private key in it is damaged"
+        else:  # OpenSSL's policy: "ee key too small"
+            where, why = ("--cert", cert), f"OpenSSL refuses it: {reason}"
+        raise _unusable(*where, why) from None
+
+
+def _check_pem(
+    option: str, path: str, wanted: re.Pattern[bytes], what: str, hint: str = ""
+) -> None:
+    """Raise UsageError for a file in which there is nothing of what is wanted."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UsageError(f"cannot read {option} {path}: {error.strerror}") from None
+    if not data.strip():
+        raise _unusable(option, path, "it is empty")
+    if b"-----BEGIN " not in data:
+        raise _unusable(option, path, f"it is not in PEM: no line begins with -----BEGIN{hint}")
+    if not wanted.search(data):
+        raise _unusable(option, path, f"there is no {what} in it{hint}")
+
+
+def _has_certificates(path: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _unusable(option: str, path: str, why: str) -> UsageError:
+    return UsageError(f"cannot use {option} {path}: {why}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return re.sub(r" \(_ssl\.c:\d+\)$", "", str(error.args[-1]))
 
 
 class TlsListener(trio.abc.Listener[trio.SSLStream[trio.abc.Stream]]):
