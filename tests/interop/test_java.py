@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,24 @@ from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
 from .checks import Checks, HalfClose, greet, sha256
 from .conftest import Meet
 from .peer import built_peer
+
+FAULTS = Path(__file__).parent / "faults"
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        # A newer JDK than 17.0.15 may have mended it.
+        ("JavaNetHttpDrop", "JDK .*: (not told of the end of connection|told of the end of) .*"),
+        ("JavaWebSocketBlocked", "the other client before: served\nand while one blocks: not served"),
+    ],
+)
+def test_a_program_without_us_looks_for_the_fault(program: str, expected: str) -> None:
+    """``JavaWebSocketTls`` is left out, since it takes minutes."""
+    java, *path, _ = built_peer("java", "JavaWebSocket")
+    command = [java, *path, FAULTS / f"{program}.java"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert re.fullmatch(expected, output.strip())
 
 
 class TestJavaNetHttp(Checks):

@@ -22,7 +22,6 @@ class TestWs(Checks):
 class TestWebsocketStream(Checks):
     """Its client loses what its program has not read when our Close comes."""
 
-    cannot = frozenset({"/flood"})  # what it has to send it sends, whatever has come
     ending = closed_with(1005, "")
     half_close = HalfClose(late="write after end")
     answers_while_paused = True

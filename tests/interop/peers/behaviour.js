@@ -6,6 +6,7 @@ const http = require('http')
 const https = require('https')
 const readline = require('readline')
 const { PassThrough } = require('stream')
+const { setTimeout: sleep } = require('timers/promises')
 
 const [certificate, authority] = process.argv.slice(2).map((path) => fs.readFileSync(path))
 exports.authority = authority
@@ -87,8 +88,9 @@ exports.behave = function (url, ws, stream) {
       ws.close()
     },
     '/flood': () => {
+      if (late) return
       send(crypto.randomBytes(65536), (error) => {
-        if (error) late = error.code || error.message
+        if (error) late = late || error.code || error.message
         else setImmediate(behaviours['/flood']) // after what has come has been read
       })
     },
@@ -112,6 +114,10 @@ exports.behave = function (url, ws, stream) {
       late = await new Promise((resolve) => {
         stream.write('late', (error) => resolve(error ? error.code || error.message : 'sent'))
       })
+    }
+    if (pathname === '/flood' && !late) {
+      await sleep(1000)
+      late = late || 'sent' // unless the library has said something
     }
     tell({
       id: query.get('id'),
