@@ -50,6 +50,7 @@ from ._checks import (
     check_trio,
 )
 from ._config import StreamConfig, check_config
+from ._connecting import why_failed
 from ._handshake import HttpAnswered, HttpHook, WsRequest, check_subprotocols
 from ._http import Headers, reason_of, refusal
 from ._open import open_nursery
@@ -629,7 +630,8 @@ async def serve_ws(
         except Exception as error:
             if is_end_of(stream, error):
                 has_traceback = _logger.isEnabledFor(logging.DEBUG)
-                _logger.info("%r ended its handler: %s", stream, error, exc_info=has_traceback)
+                why = why_failed(error)
+                _logger.info("%r ended its handler: %s", stream, why, exc_info=has_traceback)
             elif on_error is not None:
                 on_error(stream, error)
             else:

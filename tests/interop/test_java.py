@@ -24,7 +24,10 @@ FAULTS = Path(__file__).parent / "faults"
     [
         # A newer JDK than 17.0.15 may have mended it.
         ("JavaNetHttpDrop", "JDK .*: (not told of the end of connection|told of the end of) .*"),
-        ("JavaWebSocketBlocked", "the other client before: served\nand while one blocks: not served"),
+        (
+            "JavaWebSocketBlocked",
+            "the other client before: served\nand while one blocks: not served",
+        ),
     ],
 )
 def test_a_program_without_us_looks_for_the_fault(program: str, expected: str) -> None:
