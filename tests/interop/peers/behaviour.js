@@ -1,4 +1,4 @@
-// What every peer in Node does with a connection; see tests/interop/__init__.py.
+// What every peer in Node does with a connection. tests/interop/__init__.py has the list.
 'use strict'
 const crypto = require('crypto')
 const fs = require('fs')
@@ -27,7 +27,7 @@ class Digest {
   }
 }
 
-// Do with a WebSocket and the stream over it what the URL asks for; tell of it when both have ended.
+// Do with a WebSocket and the stream over it what the URL asks for. Report when both have ended.
 exports.behave = function (url, ws, stream) {
   const { pathname, searchParams: query } = new URL(url, 'ws://localhost')
   const received = new Digest()
@@ -91,7 +91,7 @@ exports.behave = function (url, ws, stream) {
       if (late) return
       send(crypto.randomBytes(65536), (error) => {
         if (error) late = late || error.code || error.message
-        else setImmediate(behaviours['/flood']) // after what has come has been read
+        else setImmediate(behaviours['/flood']) // What has come is read first.
       })
     },
     '/close': () => {
@@ -117,7 +117,7 @@ exports.behave = function (url, ws, stream) {
     }
     if (pathname === '/flood' && !late) {
       await sleep(1000)
-      late = late || 'sent' // unless the library has said something
+      late = late || 'sent' // It stands unless the library has raised an error.
     }
     tell({
       id: query.get('id'),
