@@ -67,7 +67,11 @@ async def ws_stream_pair(
             )
             return WsByteStream(connection, nursery, config)
 
-        yield stream(client_end, client_config, True), stream(server_end, server_config, False)
+        # The names keep the streams: a caller may have none for them, and a stream that nobody holds
+        # is garbage.
+        client = stream(client_end, client_config, True)
+        server = stream(server_end, server_config, False)
+        yield client, server
         nursery.cancel_scope.cancel()
 
 
