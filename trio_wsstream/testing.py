@@ -67,8 +67,7 @@ async def ws_stream_pair(
             )
             return WsByteStream(connection, nursery, config)
 
-        # The names keep the streams: a caller may have none for them, and a stream that nobody holds
-        # is garbage.
+        # These names keep the streams from being garbage, if the caller has no names for them.
         client = stream(client_end, client_config, True)
         server = stream(server_end, server_config, False)
         yield client, server
