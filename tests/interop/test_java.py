@@ -96,7 +96,7 @@ class TestNettyServer(Checks):
         return built_peer("java", "Netty")
 
     async def test_it_takes_messages_of_64_kib(self, meet: Meet) -> None:
-        """That is `StreamConfig.max_message_size`; it drops TCP at a larger one."""
+        """That is our default `max_message_size`. Netty drops TCP at a larger message."""
         config = StreamConfig(max_message_size=65537)
         async with meet("/receive", config=config) as met:
             with pytest.raises(trio.BrokenResourceError):
@@ -117,7 +117,7 @@ class TestNettyClient(TestNettyServer):
         assert (stream.closed.code, stream.closed.clean) == (1006, False)
 
     async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
-        """But it gets no answer, so that we cannot know that the peer had nothing more to say."""
+        """No answer comes, so we cannot know that the peer had nothing more to say."""
         data = os.urandom(1_000_003)
         async with meet("/receive") as met:
             await met.stream.send_all(data)
@@ -144,7 +144,7 @@ class TestOkHttp(Checks):
         return 1000, ""
 
     async def test_it_answers_a_close_only_when_its_program_does(self, meet: Meet) -> None:
-        """Until then `aclose` waits, for as long as `close_timeout` says."""
+        """Until then `aclose` waits, at most for `close_timeout`."""
         async with meet("/receive", hold=1, config=StreamConfig(close_timeout=0.5)) as met:
             await met.stream.send_all(b"data")
             with trio.move_on_after(10) as scope:
