@@ -31,7 +31,7 @@ FAULTS = Path(__file__).parent / "faults"
     ],
 )
 def test_a_program_without_us_looks_for_the_fault(program: str, expected: str) -> None:
-    """``JavaWebSocketTls`` is left out, since it takes minutes."""
+    """What the program finds is told in docs/peers.rst."""
     java, *path, _ = built_peer("java", "JavaWebSocket")
     command = [java, *path, FAULTS / f"{program}.java"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
