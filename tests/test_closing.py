@@ -509,7 +509,7 @@ async def test_no_clean_close_follows_a_send_that_was_refused(client: bool) -> N
 
 
 @SIDES
-@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
 async def test_aclose_waits_for_the_peers_close_and_for_tcp(transport: str, client: bool) -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, client=client)
@@ -767,7 +767,7 @@ async def test_a_violation_while_closing_is_reported_and_changes_nothing_else() 
 # Half-close
 
 
-@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls", "TLS 1.2"])
 async def test_after_send_eof_the_other_side_may_go_on_sending(transport: str) -> None:
     async with background() as nursery:
         client, server = await stream_pair(nursery, transport)

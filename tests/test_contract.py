@@ -29,7 +29,7 @@ async def clogged_pair(nursery: trio.Nursery) -> tuple[WsByteStream, WsByteStrea
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grace_period", [_stream.GRACE_PERIOD, 0, math.inf])
-@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls", "TLS 1.2"])
 async def test_check_half_closeable_stream(
     transport: str, grace_period: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

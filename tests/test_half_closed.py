@@ -331,7 +331,7 @@ async def test_under_always_a_silent_holder_lives_while_its_kernel_acknowledges(
         assert all(opcode == -1 for _, opcode, _ in wire[1:])
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
 async def test_under_always_a_silent_holder_is_given_up_when_its_kernel_is_silent(
     transport: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +377,7 @@ def test_under_always_the_kernel_notices_that_a_link_is_dead() -> None:
 
 
 @pytest.mark.parametrize("by_client", [True, False])
-@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls", "TLS 1.2"])
 async def test_a_half_closed_connection_lives_for_as_long_as_the_answer_takes(
     transport: str, by_client: bool, autojump_clock: MockClock
 ) -> None:
@@ -465,7 +465,7 @@ async def test_the_peers_close_without_a_half_close_of_ours_is_a_clean_end_under
         assert await end_of(stream) == (b"", None)
 
 
-@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "lockstep", "tcp", "tls", "TLS 1.2"])
 @pytest.mark.parametrize("how", ["send_eof", "aclose"])
 async def test_closes_that_cross_a_half_close_are_no_false_alarm_under_require(
     how: str, transport: str, autojump_clock: MockClock

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import StreamConfig, WsByteStream, _transport
 from trio_wsstream._pace import LARGEST, SLOW, SMALLEST, next_limit
-from trio_wsstream._transport import adapt
+from trio_wsstream._tls import adapt
 
 from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, close_payload
 from .support.raw_peer import RawPeer, raw_pair
@@ -194,11 +194,11 @@ async def test_a_call_cancelled_at_any_step_on_a_slow_socket_is_a_whole_message_
 
 
 @pytest.mark.parametrize("written", range(8))
-async def test_a_call_cancelled_between_fragments_under_tls_is_a_whole_message_or_none(
+async def test_a_call_cancelled_between_fragments_under_tls_1_2_is_a_whole_message_or_none(
     written: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with background() as nursery:
-        stream, peer = await slow_pair(nursery, "tls", monkeypatch)
+        stream, peer = await slow_pair(nursery, "TLS 1.2", monkeypatch)
         real, calls = stream._transport.wait_send_all_might_not_block, 0
 
         async def wait() -> None:
@@ -320,11 +320,11 @@ async def test_a_slow_socket_that_is_closed_is_an_error_of_writing_like_any_othe
         assert wire.failure
 
 
-async def test_a_cancelled_wait_for_a_slow_line_under_tls_cuts_nothing_off(
+async def test_a_cancelled_wait_for_a_slow_line_under_tls_1_2_cuts_nothing_off(
     autojump_clock: MockClock,
 ) -> None:
     async with background() as nursery:
-        stream, peer = await raw_pair(nursery, "tls", StreamConfig(ping_interval=None))
+        stream, peer = await raw_pair(nursery, "TLS 1.2", StreamConfig(ping_interval=None))
         wire = stream._wire
         wire.limit = SMALLEST
         real = stream._transport.wait_send_all_might_not_block
@@ -363,5 +363,5 @@ async def test_the_kernel_holds_little_unsent_on_a_slow_line(
         for _ in range(20):  # cancelled in the middle of a message, it goes on there
             with trio.move_on_after(1):
                 await stream.send_all(bytes(20_000_000))
-        held = _transport._unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
+        held = _transport.unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
         assert 0 < held < SMALLEST + 2000

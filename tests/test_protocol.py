@@ -481,6 +481,25 @@ def test_while_the_answer_is_held_back_pongs_go_out_and_our_close_ends_it() -> N
     assert protocol.closed(close_written=True) == StreamClosed(1000, "half-close", True, None)
 
 
+@pytest.mark.parametrize("ours", [NORMAL, HALF_CLOSE])
+def test_the_word_goes_before_a_close_that_was_owed_when_the_half_close_came(ours: Close) -> None:
+    protocol = make(half_close=REQUIRE)
+    protocol.close(ours)
+    hear_close(protocol, HALF_CLOSE)
+    assert sent_by(protocol) == [
+        (PONG, ANSWER_DEFERRED),
+        (CLOSE, close_payload(*ours)),
+    ]
+
+
+def test_the_word_goes_out_once_however_the_stream_is_closed_after_it() -> None:
+    protocol = make(half_close=REQUIRE)
+    hear_close(protocol, HALF_CLOSE)
+    assert sent_by(protocol) == [(PONG, ANSWER_DEFERRED)]
+    protocol.close(NORMAL)
+    assert sent_by(protocol) == [(CLOSE, close_payload(*NORMAL))]
+
+
 # How it ends
 
 

@@ -274,7 +274,7 @@ async def cancelled_after(steps: int, function: Callable[..., Any], *args: objec
             return result
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
 @pytest.mark.parametrize("grace_period", [0, math.inf])
 async def test_a_cancelled_receive_some_loses_nothing(
     transport: str, grace_period: float, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background, cancel_when_all_is_blocked
 
 
-@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
 @SIDES
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_send_all_sends_messages_of_at_most_max_message_size(

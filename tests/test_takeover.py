@@ -332,7 +332,7 @@ async def test_a_message_that_get_message_was_given_is_not_received_again(client
 
 
 @SIDES
-@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
 async def test_this_side_may_send_before_the_peer_does(client: bool, transport: str) -> None:
     async with meeting(client=client, transport=transport) as our:
         await wait_all_tasks_blocked()
@@ -363,7 +363,7 @@ def what_to_receive(queued: list[tuple[int, bytes]]) -> bytes:
     [(1000, "enough"), (1000, "half-close"), (1001, ""), (1005, ""), (4000, "enough")],
 )
 @pytest.mark.parametrize("queued", QUEUED.values(), ids=QUEUED)
-@pytest.mark.parametrize("transport", ["memory", "tcp", "tls"])
+@pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
 @SIDES
 async def test_a_takeover_after_the_peers_close_reports_that_close(
     client: bool, transport: str, queued: list[tuple[int, bytes]], code: int, reason: str

@@ -13,10 +13,11 @@ import trio.testing
 
 from trio_wsstream import _transport
 from trio_wsstream._masking import apply_mask
-from trio_wsstream._transport import SocketWire, StreamWire, adapt, why_broken
+from trio_wsstream._tls import TlsWire, adapt
+from trio_wsstream._transport import SocketWire, StreamWire, why_broken
 
 from .support.tasks import CancelAtStep
-from .support.transports import memory_transport, tls_transport, unix_transport
+from .support.transports import memory_transport, over_tls, tls_transport, unix_transport
 
 LONG = bytes(range(256)) * 200
 """More than a socket of `unix_transport` takes at once."""
@@ -25,8 +26,19 @@ LONG = bytes(range(256)) * 200
 async def socket_and_peer() -> tuple[SocketWire, trio.SocketStream]:
     ours, theirs = await unix_transport()
     wire = adapt(ours)
-    assert isinstance(wire, SocketWire)
+    assert type(wire) is SocketWire
     return wire, theirs
+
+
+async def tls_and_peer() -> tuple[SocketWire, trio.SSLStream[Any]]:
+    ours, theirs = await over_tls(await unix_transport())
+    wire = adapt(ours)
+    assert type(wire) is TlsWire
+    return wire, theirs
+
+
+SOCKETS = pytest.mark.parametrize("wire_and_peer", [socket_and_peer, tls_and_peer])
+"""A wire that loses nothing when it is cancelled, and the other end of its transport."""
 
 
 class Faulty(trio.abc.Stream):
@@ -187,7 +199,7 @@ async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, theirs = await tls_transport()
-    wire = adapt(ours)
+    wire = adapt(ours, is_shared=True)
     assert isinstance(wire, StreamWire)
     wire.limit = 1000  # as of a slow line
 
@@ -208,18 +220,22 @@ async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
 # Sockets: reading
 
 
-async def test_a_socket_gives_as_many_bytes_as_were_asked_for() -> None:
-    wire, peer = await socket_and_peer()
+@SOCKETS
+async def test_a_socket_gives_as_many_bytes_as_were_asked_for(wire_and_peer: Any) -> None:
+    wire, peer = await wire_and_peer()
     async with peer, wire._stream:
         await peer.send_all(b"1234567")
         for count, data in ((1, b"1"), (3, b"234"), (4, b"567")):
             assert await wire.receive_some(count) == data
 
 
+@SOCKETS
 @pytest.mark.parametrize("comes_late", [False, True])
 @pytest.mark.parametrize("steps", range(4))
-async def test_a_cancelled_read_of_a_socket_loses_nothing(steps: int, comes_late: bool) -> None:
-    wire, peer = await socket_and_peer()
+async def test_a_cancelled_read_of_a_socket_loses_nothing(
+    wire_and_peer: Any, steps: int, comes_late: bool
+) -> None:
+    wire, peer = await wire_and_peer()
     data = b""
     async with peer, wire._stream, trio.open_nursery() as nursery:
         if comes_late:
@@ -234,8 +250,11 @@ async def test_a_cancelled_read_of_a_socket_loses_nothing(steps: int, comes_late
             assert data or await wire.receive_some(10) == b"data"
 
 
-async def test_a_read_of_a_socket_is_a_checkpoint_and_reads_nothing_if_cancelled_before() -> None:
-    wire, peer = await socket_and_peer()
+@SOCKETS
+async def test_a_read_of_a_socket_is_a_checkpoint_and_reads_nothing_if_cancelled_before(
+    wire_and_peer: Any,
+) -> None:
+    wire, peer = await wire_and_peer()
     async with peer, wire._stream:
         await peer.send_all(b"12")
         with trio.testing.assert_checkpoints():
@@ -270,11 +289,13 @@ async def test_a_socket_that_was_readable_for_nothing_is_waited_for_again(
 # Sockets: writing
 
 
+@SOCKETS
 @pytest.mark.parametrize("steps", range(3))
 async def test_what_a_cancelled_write_to_a_socket_leaves_goes_out_before_the_next(
+    wire_and_peer: Any,
     steps: int,
 ) -> None:
-    wire, peer = await socket_and_peer()
+    wire, peer = await wire_and_peer()
     received = bytearray()
     async with peer, trio.open_nursery() as nursery:
 
@@ -293,15 +314,16 @@ async def test_what_a_cancelled_write_to_a_socket_leaves_goes_out_before_the_nex
     assert received == b"header" + LONG + b"next"
 
 
+@SOCKETS
 @KEYS
 async def test_a_long_frame_to_a_socket_cancelled_at_any_step_goes_out_whole_or_not_at_all(
-    key: bytes, monkeypatch: pytest.MonkeyPatch
+    wire_and_peer: Any, key: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_transport, "_PIECE", 8192)
     whole = b"header" + (apply_mask(LONG, key) if key else LONG)
     outcomes = set()
     for step in itertools.count():
-        wire, peer = await socket_and_peer()
+        wire, peer = await wire_and_peer()
         scope = trio.CancelScope()
 
         async def write(step: int, wire: SocketWire, scope: trio.CancelScope) -> None:
@@ -329,8 +351,11 @@ async def test_a_long_frame_to_a_socket_cancelled_at_any_step_goes_out_whole_or_
     assert outcomes == {False, True}
 
 
-async def test_a_long_frame_to_a_socket_that_is_cancelled_before_it_begins_is_forgotten() -> None:
-    wire, peer = await socket_and_peer()
+@SOCKETS
+async def test_a_long_frame_to_a_socket_that_is_cancelled_before_it_begins_is_forgotten(
+    wire_and_peer: Any,
+) -> None:
+    wire, peer = await wire_and_peer()
     async with peer:
         with trio.CancelScope() as scope, memoryview(LONG) as view:
             scope.cancel()
@@ -340,8 +365,11 @@ async def test_a_long_frame_to_a_socket_that_is_cancelled_before_it_begins_is_fo
         assert b"".join([data async for data in peer]) == b"next"
 
 
-async def test_a_long_frame_to_a_socket_that_breaks_leaves_nothing_to_write() -> None:
-    wire, peer = await socket_and_peer()
+@SOCKETS
+async def test_a_long_frame_to_a_socket_that_breaks_leaves_nothing_to_write(
+    wire_and_peer: Any,
+) -> None:
+    wire, peer = await wire_and_peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.aclose)
         with pytest.raises(trio.BrokenResourceError), memoryview(LONG) as view:
@@ -353,8 +381,11 @@ async def test_a_long_frame_to_a_socket_that_breaks_leaves_nothing_to_write() ->
     await wire.aclose(0)
 
 
-async def test_a_socket_that_was_closed_is_a_failure_and_leaves_nothing_to_write() -> None:
-    wire, peer = await socket_and_peer()
+@SOCKETS
+async def test_a_socket_that_was_closed_is_a_failure_and_leaves_nothing_to_write(
+    wire_and_peer: Any,
+) -> None:
+    wire, peer = await wire_and_peer()
     async with peer:
         await wire.aclose(0)
         with pytest.raises(trio.BrokenResourceError, match="Bad file descriptor"):
@@ -363,8 +394,9 @@ async def test_a_socket_that_was_closed_is_a_failure_and_leaves_nothing_to_write
         assert wire.write_now(b"a frame") == b""
 
 
-async def test_a_socket_whose_peer_has_gone_fails_at_once() -> None:
-    wire, peer = await socket_and_peer()
+@SOCKETS
+async def test_a_socket_whose_peer_has_gone_fails_at_once(wire_and_peer: Any) -> None:
+    wire, peer = await wire_and_peer()
     await peer.aclose()
     async with wire._stream:
         assert wire.write_now(b"a frame") == b""

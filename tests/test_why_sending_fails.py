@@ -203,7 +203,7 @@ async def test_a_close_that_has_arrived_tells_more_than_the_reset_behind_it(
 # A sending side that fails
 
 
-@pytest.mark.parametrize("transport", ["tls", "memory"])
+@pytest.mark.parametrize("transport", ["TLS 1.2", "memory"])
 async def test_a_frame_that_is_cut_off_is_told_at_once(transport: str) -> None:
     async with background() as nursery:
         stream, _ = await raw_pair(nursery, transport)
@@ -218,9 +218,9 @@ async def test_a_frame_that_is_cut_off_is_told_at_once(transport: str) -> None:
         assert stream.closed is None
 
 
-async def test_what_was_read_before_a_cancelled_send_broke_tls_is_received() -> None:
+async def test_what_was_read_before_a_cancelled_send_broke_tls_1_2_is_received() -> None:
     async with background() as nursery:
-        stream, peer = await raw_pair(nursery, "tls")
+        stream, peer = await raw_pair(nursery, "TLS 1.2")
         await peer.send(BINARY, b"read ahead")
         await wait_all_tasks_blocked(0.1)
         with trio.move_on_after(0.01):

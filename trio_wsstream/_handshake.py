@@ -48,7 +48,8 @@ from ._http import (
     is_host,
     refusal,
 )
-from ._transport import Endpoints, adapt
+from ._tls import adapt
+from ._transport import Endpoints
 from ._version import VERSION
 
 Judge = Callable[["WsRequest"], Awaitable[tuple[str | None, Iterable[tuple[bytes, bytes]]]]]

@@ -614,12 +614,14 @@ class Protocol:
 
     def _says_deferral_before(self, close: Close) -> bool:
         """Whether the word goes before a Close: under REQUIRE a clean Close of ours must not look
-        like the answer of another library.
+        like the answer of another library. It may have been owed before the peer's half-close came.
         """
+        received = self.close_received
+        is_answer = received is close or self.peer_may_send_on
         return (
             self._config.half_close is HalfClose.REQUIRE
             and close.code == 1000
-            and self.close_received is None
+            and (received is None or (received == HALF_CLOSE and not is_answer))
         )
 
     def encode_fragment(self, payload: Buffer, *, begins: bool, ends: bool) -> tuple[Buffer, ...]:

@@ -62,7 +62,8 @@ from ._pace import LARGEST
 from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
-from ._transport import Endpoints, Receive, adapt, why_broken
+from ._tls import adapt
+from ._transport import Endpoints, Receive, StreamWire, why_broken
 from ._writing import Writer
 
 _logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             close_sent=takeover.close_sent,
             name=connection,
         )
-        self._wire = wire = adapt(takeover.transport)
+        self._wire = wire = adapt(takeover.transport, is_shared=takeover.stays_in_use)
         # In the end, the transport's own.
         self._receive: Receive = wire.receive_some if takeover.is_over else self._receive_taken_over
         self._writer = writer = Writer(protocol, wire, nursery, self._after_write, connection)
@@ -207,7 +208,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._read_size = ReadSize(
             client=takeover.client,
             limit=config.receive_buffer_size,
-            over_tls=isinstance(takeover.transport, trio.SSLStream),
+            over_tls=type(wire) is StreamWire and isinstance(takeover.transport, trio.SSLStream),
         )
         self._is_reading = False  # somebody has the turn
         self._is_receiving = False  # a caller is in receive_some
@@ -219,8 +220,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         )
         self._pings_waiting = 0  # of callers
 
-        if takeover.is_sending:
-            writer.start_behind(takeover.wait_sent)
+        if takeover.is_in_use:
+            writer.start_behind(takeover.wait_unused)
         else:
             writer.close_written = takeover.close_sent is not None
 
@@ -620,10 +621,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
           TypeError, BufferError: ``data`` is no buffer, or is not contiguous.
 
         A call that is cancelled before anything was sent did nothing. A call that is cancelled
-        later has sent part of the data. Over a `trio.SocketStream` the stream remains usable all
-        the same, as it does after a cancellation between two messages. Inside a message, over any
-        other transport, the sending side is broken then. A `trio.SSLStream` breaks as a whole, so
-        after what this stream has read already, receiving raises `trio.BrokenResourceError`, too.
+        later has sent part of the data. Over a `trio.SocketStream`, and over TLS 1.3 on one, the
+        stream remains usable all the same, as it does after a cancellation between two messages.
+        Inside a message, over any other transport, the sending side is broken then. Any other
+        `trio.SSLStream` breaks as a whole, so after what this stream has read already, receiving
+        raises `trio.BrokenResourceError`, too.
         """
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")

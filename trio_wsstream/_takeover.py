@@ -12,8 +12,8 @@ At the takeover trio-websocket's reader task is in one of two places:
 
 - It waits in the transport. Then nobody else may read before the task has left, because only the
   task gets the bytes of that read. A stand-in replaces the connection's wsproto object, keeps these
-  bytes, and lets the task end. If the transport is a socket, we need not wait for bytes: Trio can
-  tell the task that the socket is about to be closed, and the task ends.
+  bytes, and lets the task end. If the transport is a socket, also beneath TLS, we need not wait for
+  bytes: Trio can tell the task that the socket is about to be closed, and the task ends.
 - It handles an event: it answers a ping, or puts a message into a full queue. Then nobody waits for
   the task. It finds a closed transport when it wants to read again, and ends.
 
@@ -52,7 +52,7 @@ from ._frames import (
     encode_header,
 )
 from ._protocol import Close
-from ._transport import own_socket
+from ._transport import own_socket, socket_beneath
 
 _logger = logging.getLogger(__name__)
 
@@ -308,6 +308,7 @@ class Takeover:
         "_connection",
         "_drop",
         "_is_closed",
+        "_is_leaving_tls",
         "_is_lost",
         "_reader_ends",
         "_replay",
@@ -324,7 +325,7 @@ class Takeover:
         inner: Any = connection._wsproto
         self._connection = connection
         self._drop = drop
-        self._is_lost = self._is_closed = False
+        self._is_lost = self._is_closed = self._is_leaving_tls = False
         self._violation: ProtocolViolation | None = None
         self._reader_ends: trio.MemoryReceiveChannel[bytes | str] | None = None
         self.transport: trio.abc.Stream = connection._stream
@@ -372,9 +373,10 @@ class Takeover:
             connection._stream_lock = _FREE_LOCK
         if self._is_closed or not is_reading:
             connection._stream = _SendOnlyTransport(self.transport)  # type: ignore[assignment]
-        elif (sock := own_socket(self.transport)) and not self.is_sending:
+        elif (sock := socket_beneath(self.transport)) and not self.is_sending:
             # The reader task of a socket can be woken at once; it need not wait for more bytes.
             trio.lowlevel.notify_closing(sock)
+            self._is_leaving_tls = sock is not own_socket(self.transport)
 
     async def _aclose(self, code: int, reason: str | None) -> None:
         await self._drop()
@@ -388,10 +390,26 @@ class Takeover:
         """Whether a task of trio-websocket is sending a frame over the transport."""
         return self._connection._stream_lock.locked()
 
-    async def wait_sent(self) -> None:
-        """Wait until no task of trio-websocket sends any more."""
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a task of trio-websocket is sending, or has just been woken from a read of TLS.
+
+        A read of TLS may have to send something.
+        """
+        return self.is_sending or self._is_leaving_tls
+
+    async def wait_unused(self) -> None:
+        """Wait until it is not `is_in_use` any more."""
         async with self._connection._stream_lock:
             pass
+        if self._is_leaving_tls and self._reader_ends is not None:
+            await _wait_for_end(self._reader_ends.clone())
+            self._is_leaving_tls = False
+
+    @property
+    def stays_in_use(self) -> bool:
+        """Whether that may take long: it waits for the peer."""
+        return self.is_sending or self._is_closed
 
     @property
     def is_over(self) -> bool:
@@ -406,9 +424,7 @@ class Takeover:
     async def wait_for_reader(self) -> None:
         """Wait until trio-websocket's reader task has left the transport."""
         if not self._replay and self._reader_ends and not self._is_closed and not self._is_lost:
-            with contextlib.suppress(trio.EndOfChannel):
-                if self._reader_ends.statistics().open_send_channels:
-                    await self._reader_ends.receive()
+            await _wait_for_end(self._reader_ends)
             self._reader_ends = None
             self._keep_for_replay(self._stand_in.received)
 
@@ -452,6 +468,13 @@ class Takeover:
         self._connection._close_reason = _close_reason(code, reason or None)
         self._connection._aclose = _do_nothing  # type: ignore[assignment, method-assign]
         self._drop = _do_nothing
+
+
+async def _wait_for_end(channel: trio.MemoryReceiveChannel[bytes | str]) -> None:
+    """Wait until the other end of ``channel``, into which nothing is put, is closed."""
+    with contextlib.suppress(trio.EndOfChannel):
+        if channel.statistics().open_send_channels:
+            await channel.receive()
 
 
 async def _do_nothing(*_: object) -> None:

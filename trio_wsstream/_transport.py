@@ -3,7 +3,7 @@
 Theory of operation. On a `trio.SocketStream` no frame is lost if its writing is cancelled in the
 middle. `SocketWire` keeps what is left of the frame and writes that before anything else. Other
 streams do not tell how many bytes they took before they were cancelled. So there the sending side
-is broken from then on (`StreamWire`).
+is broken from then on (`StreamWire`). For TLS over a socket see `_tls`.
 
 *Two frames in one call.* `SocketWire` offers a socket two frames at once, which halves the number
 of calls for large writes. It waits only for the first frame. If the call takes a part of the second
@@ -109,7 +109,7 @@ class _Wire(abc.ABC):
         limit = next_limit(self.limit, seconds)
         if limit != self.limit:
             self.limit = limit
-            _limit_unsent(_socket_beneath(self._stream), limit)
+            _limit_unsent(socket_beneath(self._stream), limit)
 
     def note_failure(self, error: Exception) -> None:
         """Remember that the transport has failed, so that nothing more can be written."""
@@ -122,7 +122,7 @@ class _Wire(abc.ABC):
 
     def is_acknowledged(self) -> bool:
         """Return whether the peer's TCP is known to acknowledge what it receives."""
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         return sock is not None and _acknowledges(sock)
 
     def probe_silent_peer(self, idle: float, timeout: float) -> None:
@@ -132,7 +132,7 @@ class _Wire(abc.ABC):
           idle (float): after how many seconds of silence it sends the first probe.
           timeout (float): for how many more seconds it sends at least four.
         """
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         if sock is not None and sys.platform == "linux":
             with contextlib.suppress(OSError):  # It is not TCP, or is closed.
                 for option, seconds in (
@@ -164,7 +164,7 @@ class _Wire(abc.ABC):
 
         If the transport has no socket, the result is False.
         """
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         try:
             return sock is not None and sock.is_readable()
         except (OSError, ValueError):  # it is closed
@@ -282,7 +282,7 @@ class StreamWire(_Wire):
         since = trio.current_time()
         has_begun = False
         try:
-            if self.limit is not None and _socket_beneath(self._stream) is not None:
+            if self.limit is not None and socket_beneath(self._stream) is not None:
                 # The kernel would take more than the limit, as that does not hold for its last
                 # packet. But it tells the truth to those who ask first.
                 await self._stream.wait_send_all_might_not_block()
@@ -314,7 +314,7 @@ class StreamWire(_Wire):
 
     def must_read_first(self) -> bool:
         # A failed write breaks a trio.SSLStream for reading too.
-        sock = _socket_beneath(self._stream)
+        sock = socket_beneath(self._stream)
         return sock is not None and _has_hung_up(sock)
 
 
@@ -406,21 +406,27 @@ class SocketWire(_Wire):
             written += _PIECE
         if written:
             left = payload[written:]
-            self._rest = b"".join((self._rest, apply_mask(left, key) if key else left))
+            self._keep(apply_mask(left, key) if key else left)
+
+    def _keep(self, data: Buffer) -> None:
+        self._rest = b"".join((self._rest, data))
 
     async def _write_when_writable(self, buffers: Sequence[Buffer]) -> int:
         # This writes before it waits, because only a write notices that the socket has been closed.
         # Waiting for its file descriptor, which is -1 then, would corrupt Trio's own records.
         while not (sent := self._writev(buffers)):
-            since = trio.current_time()
-            with trio.CancelScope() as self._wait:
-                await trio.lowlevel.wait_writable(self._socket)
-            if self._wait.cancelled_caught:
-                raise trio.BrokenResourceError("the peer takes no more")
-            self._wait = None
-            self.accepted_at = now = trio.current_time()
-            self._note_wait(now - since)
+            await self._wait_writable()
         return sent
+
+    async def _wait_writable(self) -> None:
+        since = trio.current_time()
+        with trio.CancelScope() as self._wait:
+            await trio.lowlevel.wait_writable(self._socket)
+        if self._wait.cancelled_caught:
+            raise trio.BrokenResourceError("the peer takes no more")
+        self._wait = None
+        self.accepted_at = now = trio.current_time()
+        self._note_wait(now - since)
 
     async def aclose(self, deadline: float) -> None:
         """Close the socket, and end TCP as `_Wire.aclose` does. This waits for nothing."""
@@ -442,7 +448,7 @@ class SocketWire(_Wire):
         return True
 
     def _writev(self, buffers: Sequence[Buffer]) -> int:
-        if self.limit is not None and _unsent_in(self._socket) >= self.limit:
+        if self.limit is not None and unsent_in(self._socket) >= self.limit:
             return 0  # The kernel would take more, as the limit does not hold for its last packet.
         try:
             return os.writev(self._socket.fileno(), buffers)
@@ -460,17 +466,6 @@ class SocketWire(_Wire):
         finally:
             self._rest = bytes(rest)
             rest.release()  # so that the caller can resize its bytearray again
-
-
-def adapt(stream: trio.abc.Stream) -> StreamWire | SocketWire:
-    """Return the fastest wire that works for ``stream``.
-
-    That is `SocketWire` for Trio's own sockets only. A socket of another class, which
-    `trio.socket.set_custom_socket_factory` allows, may do more than its file descriptor does.
-    """
-    if type(stream) is trio.SocketStream and own_socket(stream) and hasattr(os, "writev"):
-        return SocketWire(stream)
-    return StreamWire(stream)
 
 
 def own_socket(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
@@ -540,14 +535,14 @@ def _shown(address: Endpoint | str) -> str:
     return f"{host}:{address.port}"
 
 
-def _socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
+def socket_beneath(stream: trio.abc.AsyncResource) -> trio.socket.SocketType | None:
     """Return Trio's own socket under a stream, also under TLS, or None if there is none."""
     while (beneath := getattr(stream, "transport_stream", None)) is not None:
         stream = beneath
     return own_socket(stream)
 
 
-def _unsent_in(sock: trio.socket.SocketType) -> int:
+def unsent_in(sock: trio.socket.SocketType) -> int:
     """Return how many bytes the kernel has not sent yet, or 0 where it does not tell."""
     return _queued_in(sock, _SIOCOUTQNSD)
 
@@ -585,7 +580,7 @@ def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
     Closing is not enough: TCP goes on while another process has the same socket. TLS says goodbye
     while it is closed, so its socket is shut down after that, through a second descriptor.
     """
-    sock = _socket_beneath(stream)
+    sock = socket_beneath(stream)
     if sock is not None and sock is own_socket(stream):
         _shut_down(sock)
         sock = None

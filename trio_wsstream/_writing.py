@@ -117,7 +117,7 @@ class Writer:
         rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
         if wire.failure:
             self._changed()
-        elif rest or self._ends_tcp:
+        elif rest or wire.is_inside_frame or self._ends_tcp:
             _logger.debug("%s: a task has the turn to write what is owed", self._name)
             self.turn_is_taken = True
             self._nursery.start_soon(self._flush, rest)
@@ -130,6 +130,8 @@ class Writer:
         try:
             if data:
                 await self._wire.write((data,))
+            else:
+                await self._wire.write_rest()
             self._note_written()
             if self._ends_tcp and not self._protocol.owes:  # not even since a moment
                 await self._wire.send_eof()
@@ -161,15 +163,15 @@ class Writer:
         self._is_stopped = True
         self._changed = _do_nothing
 
-    def start_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
+    def start_behind(self, wait_unused: Callable[[], Awaitable[None]]) -> None:
         """Let trio-websocket's tasks, which write to the transport already, have the first turn."""
         self.turn_is_taken = True
-        self._nursery.start_soon(self._wait_behind, wait_sent)
+        self._nursery.start_soon(self._wait_behind, wait_unused)
 
     @trio.lowlevel.enable_ki_protection
-    async def _wait_behind(self, wait_sent: Callable[[], Awaitable[None]]) -> None:
+    async def _wait_behind(self, wait_unused: Callable[[], Awaitable[None]]) -> None:
         try:
-            await wait_sent()
+            await wait_unused()
         finally:
             self._note_written()
             self.pass_turn()

@@ -48,10 +48,26 @@ async def unix_transport() -> tuple[trio.SocketStream, trio.SocketStream]:
     return trio.SocketStream(ends[0]), trio.SocketStream(ends[1])
 
 
+OLD_TLS = ssl.create_default_context()
+AUTHORITY.configure_trust(OLD_TLS)
+OLD_TLS.maximum_version = ssl.TLSVersion.TLSv1_2
+
+
 async def tls_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
-    client, server = await tcp_transport()
+    return await over_tls(await tcp_transport())
+
+
+async def old_tls_transport() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    return await over_tls(await tcp_transport(), OLD_TLS)
+
+
+async def over_tls(
+    ends: tuple[trio.abc.Stream, trio.abc.Stream], client_context: ssl.SSLContext = CLIENT_TLS
+) -> tuple[trio.SSLStream[Any], trio.SSLStream[Any]]:
+    """Do the handshake of TLS over a transport."""
+    client, server = ends
     client_tls = trio.SSLStream(
-        client, CLIENT_TLS, server_hostname="localhost", https_compatible=True
+        client, client_context, server_hostname="localhost", https_compatible=True
     )
     server_tls = trio.SSLStream(server, SERVER_TLS, server_side=True, https_compatible=True)
     async with trio.open_nursery() as nursery:
@@ -65,6 +81,7 @@ TRANSPORTS: dict[str, Callable[[], Awaitable[tuple[Any, Any]]]] = {
     "lockstep": lockstep_transport,
     "tcp": tcp_transport,
     "tls": tls_transport,
+    "TLS 1.2": old_tls_transport,
     "unix": unix_transport,
 }
 

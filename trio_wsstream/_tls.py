@@ -1,0 +1,223 @@
+"""TLS over a socket, without the coroutines of `trio.SSLStream`.
+
+Theory of operation. A `trio.SSLStream` takes its locks and a schedule point for each record of
+16 KiB. And it breaks if a caller is cancelled while it writes, because it does not know how much of
+what it encrypted was sent. `TlsWire` works with the `ssl.SSLObject` of the `SSLStream`, and with
+the two buffers of that. It fills the one from the socket, and decrypts as many records as a read
+asks for. It writes what it finds in the other as `SocketWire` writes a frame: after a cancellation
+the rest is kept and goes out first. So nothing is lost.
+
+*Nobody else may use the SSLStream* meanwhile. It does the handshake of TLS before, and the closing
+after. On a connection that trio-websocket has opened, the first frame waits until its tasks have
+left the `SSLStream`. Where that may take long, the connection gets a `StreamWire`.
+
+*TLS 1.3 only.* In older versions either side may start a new handshake, and then writing has to
+wait for reading. In TLS 1.3 the peer may send other keys, or ask for a certificate (RFC 8446, 4.6).
+OpenSSL answers by itself, into the buffer of what is to be written. That answer goes out at once if
+the socket takes it, and else before the next frame.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final
+
+import trio
+
+from ._frames import Buffer
+from ._transport import SocketWire, StreamWire, own_socket, unsent_in
+
+RECORD: Final = 16384
+"""The most bytes of payload in a record of TLS (RFC 8446, 5.1)."""
+
+_OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
+
+
+class TlsWire(SocketWire):
+    """Reads and writes the TLS 1.3 of a `trio.SSLStream` over a `trio.SocketStream`."""
+
+    __slots__ = ("_error", "_has_more", "_incoming", "_outgoing", "_tls")
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        super().__init__(stream.transport_stream)
+        self._stream: Any = stream
+        self._tls: ssl.SSLObject = self._stream._ssl_object
+        self._incoming: ssl.MemoryBIO = self._stream._incoming
+        self._outgoing: ssl.MemoryBIO = self._stream._outgoing
+        self._error: ssl.SSLError | None = None  # of reading
+        self._has_more = self._is_pending()
+
+    def _read_now(self, max_bytes: int) -> bytes | None:
+        data = self._decrypt(max_bytes) if self._has_more else None
+        while data is None:
+            received = super()._read_now(max_bytes + (max_bytes // RECORD + 1) * _OVERHEAD)
+            if received is None:
+                return None
+            if received:
+                self._incoming.write(received)
+            else:
+                self._incoming.write_eof()
+            data = self._decrypt(max_bytes)
+        return data
+
+    def _decrypt(self, max_bytes: int) -> bytes | None:
+        """Return what can be decrypted now, ``b""`` at the end, or None if nothing has come.
+
+        Raises:
+          ssl.SSLError: the peer broke the rules of TLS, or ended TCP and not TLS.
+        """
+        pieces: list[bytes] = []
+        left = max_bytes
+        try:
+            while self._error is None:
+                piece = self._tls.read(left if left < RECORD else RECORD)
+                pieces.append(piece)
+                left -= len(piece)
+                if not (piece and left and self._incoming.pending):
+                    # The end can be read again.
+                    self._has_more = not piece or self._is_pending()
+                    break
+        except ssl.SSLWantReadError:
+            self._has_more = False
+        except ssl.SSLError as error:
+            self._has_more = True
+            self._error = error.with_traceback(None)  # OpenSSL would tell another one next time.
+        if self._outgoing.pending and not self._rest and self._takes_bytes():
+            self._rest = super().write_now(self._take_encrypted())
+        if pieces:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._error is None:
+            return None
+        if isinstance(self._error, ssl.SSLEOFError) and self._stream._https_compatible:
+            return b""
+        raise self._error
+
+    def _is_pending(self) -> bool:
+        return bool(self._incoming.pending or self._tls.pending())
+
+    def _takes_bytes(self) -> bool:
+        """Return whether the socket takes something without waiting."""
+        if self.limit is not None and unsent_in(self._socket) >= self.limit:
+            return False
+        if self._socket.fileno() < 0:  # It is closed, which a write will tell.
+            return True
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
+
+    def _take_encrypted(self) -> bytes:
+        encrypted = self._outgoing.read()
+        delayed, self._stream._delayed_outgoing = self._stream._delayed_outgoing, None
+        return delayed + encrypted if delayed else encrypted
+
+    def _encrypt(self, buffers: Sequence[Buffer]) -> bytes:
+        """Encrypt frames in two buffers each, or one buffer of bytes.
+
+        The payload of a long frame is copied only as far as it shares a record with the header.
+        """
+        write = self._tls.write
+        if len(buffers) == 1:
+            write(buffers[0])
+        for header, payload in zip(buffers[::2], buffers[1::2], strict=False):
+            room = RECORD - len(header)
+            if len(payload) <= room:
+                write(b"".join((header, payload)))
+            else:
+                with memoryview(payload) as view:
+                    write(b"".join((header, view[:room])))
+                    write(view[room:])
+        return self._take_encrypted()
+
+    def is_readable(self) -> bool:
+        """Whether something can be read without waiting: see `_Wire.is_readable`."""
+        return self._has_more or super().is_readable()
+
+    def write_now(self, data: bytes) -> bytes:
+        """Write without waiting. The result is all of ``data`` if the rest of a frame must go out
+        first. Else it is empty, and what the socket has not taken is kept for `write_rest`.
+        """
+        if self._rest:
+            return data
+        try:
+            self._rest = super().write_now(self._encrypt((data,)))
+        except ssl.SSLError as error:
+            self.note_failure(error)
+        return b""
+
+    async def write(self, buffers: Sequence[Buffer]) -> int:
+        """Write a frame, or the first of two: see `StreamWire.write`.
+
+        A frame that has been encrypted must be sent (RFC 8446, 5.3). So if this is cancelled after
+        that, the rest of the frame is kept, and the next call writes it first. On a slow line this
+        waits for the socket before it encrypts.
+        """
+        try:
+            if self._rest:
+                await self._write_rest()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self.limit is not None:
+                while not self._takes_bytes():
+                    await self._wait_writable()
+            self._rest = rest = self._encrypt(buffers)
+            sent = self._writev((rest,))
+            self._rest = rest[sent:]
+            if sent:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            if self._rest:
+                await self._write_rest()
+            return len(buffers)
+        except OSError as error:
+            self._rest = b""
+            self.note_failure(error)
+            raise trio.BrokenResourceError(self.failure) from error
+
+    async def _write_rest(self) -> None:
+        while self._rest:
+            await super()._write_rest()
+            self._rest = self._take_encrypted()  # an answer that has come about meanwhile
+
+    def _keep(self, data: Buffer) -> None:
+        if data:
+            super()._keep(self._encrypt((data,)))
+
+    async def aclose(self, deadline: float) -> None:
+        """Close the stream, and end TCP: see `_Wire.aclose`."""
+        if self._rest:  # After a record that is cut off, no other has a meaning.
+            await self.aclose_forcefully()
+        else:
+            await super(SocketWire, self).aclose(deadline)
+
+    async def aclose_forcefully(self) -> None:
+        """Close the stream without waiting for anything, and end TCP: see `_Wire.aclose`."""
+        await super(SocketWire, self).aclose_forcefully()
+
+
+def adapt(stream: trio.abc.Stream, *, is_shared: bool = False) -> StreamWire | SocketWire:
+    """Return the fastest wire that works for ``stream``.
+
+    What is fast works for Trio's own sockets only. A socket of another class, which
+    `trio.socket.set_custom_socket_factory` allows, may do more than its file descriptor does.
+
+    Args:
+      stream: a transport.
+      is_shared (bool): whether tasks of trio-websocket may still be reading or writing.
+    """
+    if not hasattr(os, "writev"):
+        return StreamWire(stream)
+    if type(stream) is trio.SocketStream and own_socket(stream):
+        return SocketWire(stream)
+    if type(stream) is trio.SSLStream and not is_shared:
+        beneath = stream.transport_stream
+        if type(beneath) is trio.SocketStream and own_socket(beneath) and _is_tls_1_3(stream):
+            return TlsWire(stream)
+    return StreamWire(stream)
+
+
+def _is_tls_1_3(stream: trio.SSLStream[Any]) -> bool:
+    try:
+        return bool(stream.version() == "TLSv1.3")
+    except trio.NeedHandshakeError:
+        return False
