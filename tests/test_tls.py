@@ -15,7 +15,8 @@ from tricycle import TextReceiveStream
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wsstream import WsByteStream, WsListener, open_ws_stream
-from trio_wsstream._tls import RECORD, TlsWire, adapt
+from trio_wsstream._read_size import TLS_RECORD as RECORD
+from trio_wsstream._tls import TlsWire, adapt
 from trio_wsstream._transport import StreamWire
 
 from .support.pairs import connection_pair, stream_pair

@@ -7,17 +7,17 @@ after `_PATIENCE` reads. Inside one very long frame no headers will come. A read
 then stays aligned with the peer's writes; otherwise each read leaves a remainder of another size,
 and malloc keeps all of those apart.
 
-*Over TLS* a read brings one record at the most (RFC 8446, 5.1), but Python makes room for all that
-was asked for. So nobody asks for more than one record.
+*Over a `trio.SSLStream`* a read brings one record at the most (RFC 8446, 5.1), but Python makes
+room for all that was asked for. So nobody asks for more than one record.
 
 *The heap.* A read of two frames takes 131,100 bytes, and as many are made of them for the caller.
 When both are free they lie at the end of the heap, where glibc keeps 128 KiB at first, and gives
 the rest back to the kernel. Then each read would fault in 32 pages again, and throughput would be a
 third of that of TCP. glibc keeps more (`M_TRIM_THRESHOLD` in ``mallopt(3)``) after it has freed a
 block that was so large that it had mapped it by itself. So a program that has once freed 1 MiB is
-fast, and another is slow. This module frees 1 MiB when it is imported, so that all are fast. The
-block is never touched, so it takes no memory. In other C libraries, and where the environment sets
-the threshold, this has no effect.
+fast, and another is slow. This module frees 4 MiB when it is imported, so that all are fast, also
+with writes of 1 MiB, of which TLS makes two copies. The block is never touched, so it takes no
+memory. In other C libraries, and where the environment sets the threshold, this has no effect.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from ._frames import MAX_HEADER
 PAYLOAD_SIZE: Final = 65536
 """The bytes of payload in one read, so that reads fit messages of the default size."""
 
-bytes(1 << 20)  # This frees 1 MiB: see "The heap" above.
+TLS_RECORD: Final = 16384
+"""The most bytes of payload in a record of TLS (RFC 8446, 5.1)."""
 
-_TLS_RECORD: Final = 16384  # bytes: the most that a record of TLS carries
+bytes(4 << 20)  # This frees 4 MiB: see "The heap" above.
+
 _PATIENCE: Final = 16  # reads of one frame, before two are tried again
 _ONE_FRAME: Final = PAYLOAD_SIZE + MAX_HEADER  # bytes
 _LONG_FRAME: Final = 4 * PAYLOAD_SIZE  # bytes
@@ -43,7 +45,7 @@ class ReadSize:
     Args:
       client (bool): whether this side is the client, whose peer sends no masking keys.
       limit (int): the most bytes that may be read ahead.
-      over_tls (bool): whether the transport is TLS.
+      of_records (bool): whether a read of the transport brings a record of TLS.
 
     Attributes:
       of_caller (int): bytes, for a caller's read.
@@ -51,9 +53,9 @@ class ReadSize:
 
     __slots__ = ("_limit", "_one_frame", "_patience", "of_caller")
 
-    def __init__(self, *, client: bool, limit: int, over_tls: bool) -> None:
+    def __init__(self, *, client: bool, limit: int, of_records: bool) -> None:
         one_frame = PAYLOAD_SIZE + (MAX_HEADER - 4 if client else MAX_HEADER)
-        self._one_frame = _TLS_RECORD if over_tls else one_frame
+        self._one_frame = TLS_RECORD if of_records else one_frame
         self._limit = limit
         self._patience = 0
         self.of_caller = self.of_task(unread=0)

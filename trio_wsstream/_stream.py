@@ -208,7 +208,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._read_size = ReadSize(
             client=takeover.client,
             limit=config.receive_buffer_size,
-            over_tls=type(wire) is StreamWire and isinstance(takeover.transport, trio.SSLStream),
+            of_records=type(wire) is StreamWire and isinstance(takeover.transport, trio.SSLStream),
         )
         self._is_reading = False  # somebody has the turn
         self._is_receiving = False  # a caller is in receive_some

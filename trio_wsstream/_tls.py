@@ -28,10 +28,8 @@ from typing import Any, Final
 import trio
 
 from ._frames import Buffer
-from ._transport import SocketWire, StreamWire, own_socket, unsent_in
-
-RECORD: Final = 16384
-"""The most bytes of payload in a record of TLS (RFC 8446, 5.1)."""
+from ._read_size import TLS_RECORD
+from ._transport import SocketWire, StreamWire, own_socket, shut_down, unsent_in
 
 _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
 
@@ -53,7 +51,7 @@ class TlsWire(SocketWire):
     def _read_now(self, max_bytes: int) -> bytes | None:
         data = self._decrypt(max_bytes) if self._has_more else None
         while data is None:
-            received = super()._read_now(max_bytes + (max_bytes // RECORD + 1) * _OVERHEAD)
+            received = super()._read_now(max_bytes + (max_bytes // TLS_RECORD + 1) * _OVERHEAD)
             if received is None:
                 return None
             if received:
@@ -73,7 +71,7 @@ class TlsWire(SocketWire):
         left = max_bytes
         try:
             while self._error is None:
-                piece = self._tls.read(left if left < RECORD else RECORD)
+                piece = self._tls.read(left if left < TLS_RECORD else TLS_RECORD)
                 pieces.append(piece)
                 left -= len(piece)
                 if not (piece and left and self._incoming.pending):
@@ -122,7 +120,7 @@ class TlsWire(SocketWire):
         if len(buffers) == 1:
             write(buffers[0])
         for header, payload in zip(buffers[::2], buffers[1::2], strict=False):
-            room = RECORD - len(header)
+            room = TLS_RECORD - len(header)
             if len(payload) <= room:
                 write(b"".join((header, payload)))
             else:
@@ -185,14 +183,16 @@ class TlsWire(SocketWire):
 
     async def aclose(self, deadline: float) -> None:
         """Close the stream, and end TCP: see `_Wire.aclose`."""
-        if self._rest:  # After a record that is cut off, no other has a meaning.
+        if self._rest or self._stream._https_compatible:
+            # TLS says no goodbye: after a record that is cut off, no other has a meaning.
             await self.aclose_forcefully()
         else:
             await super(SocketWire, self).aclose(deadline)
 
     async def aclose_forcefully(self) -> None:
         """Close the stream without waiting for anything, and end TCP: see `_Wire.aclose`."""
-        await super(SocketWire, self).aclose_forcefully()
+        shut_down(self._socket)
+        await trio.aclose_forcefully(self._stream)
 
 
 def adapt(stream: trio.abc.Stream, *, is_shared: bool = False) -> StreamWire | SocketWire:

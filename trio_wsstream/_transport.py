@@ -155,7 +155,7 @@ class _Wire(abc.ABC):
         sock = own_socket(beneath)
         if sock is not None:
             # An error of trio.SocketStream would be part of a reference cycle, with our caller.
-            _shut_down(sock, socket.SHUT_WR)
+            shut_down(sock, socket.SHUT_WR)
         elif isinstance(beneath, trio.abc.HalfCloseableStream):
             await beneath.send_eof()
 
@@ -438,7 +438,7 @@ class SocketWire(_Wire):
         `trio.SocketStream.aclose` does no more. But its checkpoint, and the cancel scope around it,
         would take a tenth of the time in which a connection is opened and closed.
         """
-        _shut_down(self._socket)
+        shut_down(self._socket)
         self._socket.close()
 
     def interrupt(self) -> bool:
@@ -582,7 +582,7 @@ def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
     """
     sock = socket_beneath(stream)
     if sock is not None and sock is own_socket(stream):
-        _shut_down(sock)
+        shut_down(sock)
         sock = None
     try:
         twin = None if sock is None else sock.dup()
@@ -592,11 +592,11 @@ def _ending_tcp(stream: trio.abc.Stream) -> Iterator[None]:
         yield
     finally:
         if twin is not None:
-            _shut_down(twin)
+            shut_down(twin)
             twin.close()
 
 
-def _shut_down(sock: trio.socket.SocketType, how: int = socket.SHUT_RDWR) -> None:
+def shut_down(sock: trio.socket.SocketType, how: int = socket.SHUT_RDWR) -> None:
     try:
         sock.shutdown(how)
     except OSError:
