@@ -9,25 +9,33 @@ The seed does not determine what comes from outside of Trio: the moment when the
 socket is ready, threads, the real clock, and masking keys. Hypothesis seeds the generator itself,
 in the same way for each example, unless the test draws `hypothesis.strategies.random_module`.
 
+A busy machine would look like a slow line, on which messages go out in fragments (``_pace.py``). So
+no line is slow here, except in ``test_pace.py``.
+
 ``--hypothesis-profile=long`` tries more examples.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import hypothesis
 import pytest
 import trio
 import trio.testing
 
+from trio_wsstream import _pace
+
 # Without this, a failing assertion in a helper would not show its values.
 pytest.register_assert_rewrite(f"{__package__}.support")
+
+SLOW: Final = _pace.SLOW
 
 hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)
 
@@ -65,6 +73,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     seed = item.config.getoption("schedule_seed")
     trio._core._run._r.seed(f"{seed} {item.nodeid}")
+    vars(_pace)["SLOW"] = SLOW if item.path.name == "test_pace.py" else math.inf
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ from .support.transports import SERVER_TLS, tls_for
 WORKERS: Final = 48  # connections at a time
 SAMPLES: Final = 30
 WARM_UP: Final = 6  # samples
-PATIENCE: Final = 60.0  # seconds; a connection that takes longer hangs
+PATIENCE: Final = 60.0  # seconds. A connection that takes longer hangs.
 MAX_SIZE: Final = 1_000_000  # bytes that one end sends
 # How far the median of the last third of the samples may be above that of the first third:
 MAX_MORE_MEMORY: Final = 8.0  # MiB

@@ -78,7 +78,7 @@ class Running:
 
 @asynccontextmanager
 async def running(*arguments: str, prepared: Any = None) -> AsyncGenerator[Running, None]:
-    """``serve`` or ``listen``, as the arguments say."""
+    """Run ``serve`` or ``listen``, as the arguments say."""
     options = parse(arguments)
     sockets = listen_on(options.address)
     name = sockets[0].getsockname()
@@ -220,7 +220,7 @@ async def test_the_kernel_looks_after_a_tcp_side_that_may_vanish(half: str) -> N
 
 
 def keepalive_of_sockets_connected_to(name: Any) -> list[tuple[int, int]]:
-    """Of this process's sockets with that peer: is it on, and after how many idle seconds."""
+    """Return for each socket to that peer: is keepalive on, and after how many idle seconds."""
     found = []
     for entry in os.listdir("/proc/self/fd"):
         try:
@@ -230,7 +230,7 @@ def keepalive_of_sockets_connected_to(name: Any) -> list[tuple[int, int]]:
                     idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
                     found.append((is_on, idle))
         except OSError:
-            pass  # no socket, or not connected
+            pass  # It is no socket, or is not connected.
     return found
 
 
@@ -266,7 +266,7 @@ async def test_a_target_that_refuses_is_told_by_502_and_the_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with target() as (_, address):
-        pass  # nobody listens there any more
+        pass  # Nobody listens there any more.
     async with running("serve", "0", address) as serving:
         assert await status_of(serving.url) == (502, "connection refused by the target\n")
         line = await said(caplog, "refused with 502: connection refused by the target")

@@ -67,7 +67,7 @@ async def ws_server(handler: Any) -> AsyncGenerator[str, None]:
 
 
 async def answer_backwards(stream: WsByteStream) -> None:
-    received = await receive_all(stream)  # up to the end of stdin
+    received = await receive_all(stream)  # It ends with the end of stdin.
     await stream.send_all(received[::-1])
 
 
@@ -279,7 +279,7 @@ async def test_a_terminal_is_as_it_was(end: signal.Signals | None) -> None:
 
 
 async def test_sockets_as_stdin_and_stdout_are_blocking_afterwards() -> None:
-    """They cannot be opened again, as pipes and terminals can."""
+    """Sockets cannot be opened again, as pipes and terminals can."""
     async with ws_server(answer_backwards) as url:
         ours, theirs = socket.socketpair()
         with ours, theirs, trio.fail_after(LIMIT):
@@ -526,7 +526,7 @@ async def test_a_signal_drains_and_nothing_is_cut(number: int, workers: str) -> 
 async def test_no_connection_fails_while_the_certificate_is_replaced(
     workers: int, tmp_path: Path
 ) -> None:
-    """Those that begin after the program has said so get the new one."""
+    """Connections that begin after the program has said so get the new certificate."""
     certificates = [AUTHORITY.issue_cert("localhost") for _ in range(2)]
     ders = [
         ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())

@@ -37,7 +37,7 @@ from .support.pairs import stream_pair
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import all_events, end_of
 from .support.tasks import background
-from .support.wire import Wire, watch
+from .support.wire import Wire, watched, watched_pair
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 REQUIRE = StreamConfig(ping_interval=20, ping_timeout=5, half_close=HalfClose.REQUIRE)
@@ -59,10 +59,7 @@ async def half_closed(
     *, client: bool = True, transport: str = "memory", config: StreamConfig = CONFIG
 ) -> AsyncGenerator[tuple[WsByteStream, RawPeer, Wire]]:
     """Return a stream that has half-closed, and a peer that has not answered."""
-    async with background() as nursery:
-        stream, peer = await raw_pair(nursery, transport, config, client=client)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+    async with watched_pair(transport, config, client=client) as (stream, peer, wire):
         await stream.send_eof()
         await wait_all_tasks_blocked()
         yield stream, peer, wire
@@ -73,10 +70,7 @@ async def deferring(
     *, client: bool = True, transport: str = "memory", config: StreamConfig = CONFIG
 ) -> AsyncGenerator[tuple[WsByteStream, RawPeer, Wire]]:
     """Return a stream that defers its answer, and a peer that has half-closed."""
-    async with background() as nursery:
-        stream, peer = await raw_pair(nursery, transport, config, client=client)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+    async with watched_pair(transport, config, client=client) as (stream, peer, wire):
         await peer.send(CLOSE, close_payload(1000, "half-close"))
         assert await stream.receive_some() == b""
         yield stream, peer, wire
@@ -193,8 +187,7 @@ async def test_the_word_alone_changes_nothing_for_an_end_that_has_not_half_close
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, config=CONFIG)
         events = stream.subscribe()
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await peer.send(*WORD)
         await trio.sleep(1)
         assert events.receive_nowait() == PongReceived(ANSWER_DEFERRED)
@@ -260,8 +253,7 @@ async def test_no_word_goes_to_a_peer_whose_close_is_no_half_close(
     config = StreamConfig(ping_interval=20, ping_timeout=None, half_close=HalfClose.ALWAYS)
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, config=config)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await peer.send(CLOSE, close_payload(1000))
         assert await stream.receive_some() == b""
         await trio.sleep(41)

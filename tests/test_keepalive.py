@@ -29,7 +29,7 @@ from .support.pairs import stream_pair
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import all_events
 from .support.tasks import background
-from .support.wire import Wire, send_each, watch
+from .support.wire import send_each, watched
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 READERS = pytest.mark.parametrize("caller_reads", [True, False])
@@ -79,8 +79,7 @@ async def test_any_byte_received_is_a_sign_of_life(
 ) -> None:
     async with background() as nursery:
         _, peer = await keepalive_pair(nursery, caller_reads)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         for byte in peer.frame(BINARY, b"123"):
             await trio.sleep(19)
             await peer.transport.send_all(bytes([byte]))
@@ -95,8 +94,7 @@ async def test_an_end_that_hears_and_sends_nothing_sends_a_heartbeat(
 ) -> None:
     async with background() as nursery:
         _, peer = await keepalive_pair(nursery, caller_reads)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         nursery.start_soon(send_each, peer, 7, BINARY)
         await trio.sleep(70)
         assert wire == [(seconds, PONG, HEARTBEAT) for seconds in (20, 40, 60)]
@@ -107,8 +105,7 @@ async def test_the_heartbeat_comes_an_interval_after_what_was_sent_last(
 ) -> None:
     async with background() as nursery:
         stream, peer = await keepalive_pair(nursery)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         nursery.start_soon(send_each, peer, 6, PONG)
         for _ in range(6):
             await trio.sleep(5)
@@ -121,8 +118,7 @@ async def test_the_heartbeat_comes_an_interval_after_what_was_sent_last(
 async def test_an_end_that_answers_pings_sends_no_heartbeat(autojump_clock: MockClock) -> None:
     async with background() as nursery:
         _, peer = await keepalive_pair(nursery)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         nursery.start_soon(send_each, peer, 15, PING)
         await trio.sleep(100)
         assert wire == [(15 * number, PONG, b"alive") for number in range(1, 7)]
@@ -151,8 +147,7 @@ async def test_no_heartbeat_is_added_to_what_waits_for_the_transport_already(
         nursery.start_soon(send_each, peer, 6)
         nursery.start_soon(stream.send_all, b"takes its time")
         await trio.sleep(90)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await trio.sleep(39)
         assert wire == [(0, BINARY, b"takes its time"), (20, PONG, HEARTBEAT)]
 
@@ -166,8 +161,7 @@ async def test_a_ping_that_meets_a_frame_on_its_way_goes_out_behind_it(
         await trio.sleep(19.99)
         nursery.start_soon(stream.send_all, b"under way")
         await trio.sleep(0.02)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await trio.sleep(4.9)
         assert wire == [(0, BINARY, b"under way"), (0, PING, b"?")]
 
@@ -182,8 +176,7 @@ async def test_pings_do_not_gather_behind_a_frame_that_waits(
         nursery.start_soon(stream.send_all, b"takes its time")
         await trio.sleep(timeout)
         assert (await peer.receive())[0] == BINARY
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await trio.sleep(1.5)
         assert wire == [(0, PING, b"?"), (1, PING, b"?")]
 
@@ -421,8 +414,7 @@ async def test_while_a_slow_caller_holds_reading_back_the_peer_gets_heartbeats_a
     config = StreamConfig(ping_interval=20, ping_timeout=5, receive_buffer_size=10)
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, config=config)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await peer.send(BINARY, bytes(10))
         await trio.sleep(1010)
         assert stream.closed is None
@@ -441,8 +433,7 @@ async def test_while_a_slow_subscriber_holds_reading_back_the_peer_gets_heartbea
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, config=CONFIG)
         events = stream.subscribe(1, backpressure=True)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         for _ in range(2):
             await peer.send(PING)
         await trio.sleep(1010)
@@ -546,8 +537,7 @@ async def test_a_frame_accepted_while_reading_is_held_back_does_not_put_the_ping
         await peer.send(BINARY, bytes(10))
         nursery.start_soon(stream.send_all, b"takes its time")
         await trio.sleep(25)
-        wire: Wire = []
-        nursery.start_soon(watch, peer, wire)
+        wire = watched(nursery, peer)
         await trio.sleep(5)
         await stream.receive_some()
         await trio.sleep(24)

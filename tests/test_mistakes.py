@@ -20,6 +20,7 @@ from trio_wsstream import (
     TakeoverError,
     WsByteStream,
     WsListener,
+    bridge,
     open_ws_stream,
     serve_ws,
     wrap_websocket,
@@ -181,6 +182,21 @@ MISTAKES: list[tuple[Callable[[WsByteStream], Any], type[Exception], str]] = [
         lambda s: enter(wrap_websocket(s.connection)),
         TakeoverError,
         "the connection has been taken over before",
+    ),
+    (
+        lambda s: bridge(s, None),
+        TypeError,
+        "b must be a trio.abc.HalfCloseableStream, not None",
+    ),
+    (
+        lambda s: bridge("127.0.0.1:80", s),
+        TypeError,
+        "a must be a trio.abc.HalfCloseableStream, not '127.0.0.1:80'",
+    ),
+    (
+        lambda _: enter(open_ws_stream("https://user:s3cret@localhost/s3cret")),
+        ValueError,
+        "url must begin with ws:// or wss://, not with https://",
     ),
     (
         lambda _: enter(open_ws_stream("ws://localhost:1", config=5)),

@@ -408,7 +408,7 @@ async def test_all_bytes_arrive_however_the_limit_changes(autojump_clock: MockCl
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell")
 async def test_the_kernel_holds_little_unsent_on_a_slow_line(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    clock_that_jumps: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the question before each write it takes up to 64 KiB more, into its last packet."""
     monkeypatch.setattr(_transport, "next_limit", lambda limit, seconds: SMALLEST)
@@ -416,8 +416,11 @@ async def test_the_kernel_holds_little_unsent_on_a_slow_line(
     async with background() as nursery:
         stream, _ = await raw_pair(nursery, "tcp", config)
         stream._wire._note_wait(1)
-        for _ in range(20):  # cancelled in the middle of a message, it goes on there
+        held = 0
+        for number in range(1000):  # cancelled in the middle of a message, it goes on there
             with trio.move_on_after(1):
                 await stream.send_all(bytes(20_000_000))
-        held = _transport.unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
+            held = _transport.unsent_in(stream._transport.socket)  # type: ignore[attr-defined]
+            if held and number >= 20:  # On a busy machine the kernel may not have filled up before.
+                break
         assert 0 < held < SMALLEST + 2000

@@ -201,8 +201,13 @@ async def test_aclose_closes_the_listener_and_drops_all_that_was_not_accepted() 
     async with background() as nursery:
         listener = WsListener(transport_listener, nursery, connect_timeout=math.inf)
         accepted, opened, silent = [await transport_listener.connect() for _ in range(3)]
+        streams: list[WsByteStream] = []  # A stream that nobody holds gives a warning.
+
+        async def accept() -> None:
+            streams.append(await listener.accept())
+
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(listener.accept)
+            accepting.start_soon(accept)
             await wait_all_tasks_blocked()
             await accepted.send_all(CLIENT_HANDSHAKE)
         await opened.send_all(CLIENT_HANDSHAKE)

@@ -102,7 +102,10 @@ async def test_the_end_of_a_stream_ends_its_handler_and_no_other(
         await wait_all_tasks_blocked()
         assert not unexpected
         (record,) = of_level(caplog, logging.INFO)
-        assert "ended its handler" in record.getMessage()
+        _, _, why = record.getMessage().partition(" ended its handler: ")
+        assert (why == "the peer closed with code 4000 and reason ''") is (end == "Close 4000")
+        assert why
+        assert "sub-exception" not in why
         assert not of_level(caplog, logging.ERROR)
         await other.send_all(b"still there")
         assert other.closed is None

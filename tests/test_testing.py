@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -57,6 +58,17 @@ async def test_an_exception_comes_out_of_a_pair_as_it_was() -> None:
     with pytest.raises(LookupError, match="mine"):
         async with ws_stream_pair():
             raise LookupError("mine")
+
+
+async def test_the_block_of_a_pair_keeps_streams_that_have_no_name(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """They are no garbage while it runs, whenever the garbage collector comes."""
+    async with ws_stream_pair():
+        gc.collect()
+        await wait_all_tasks_blocked()
+        gc.collect()
+    assert not recwarn.list
 
 
 async def test_keepalive_and_pings_of_a_pair_follow_a_mock_clock(autojump_clock: MockClock) -> None:

@@ -148,7 +148,12 @@ async def bridge(
     Raises:
       trio.BusyResourceError: another task receives from one of the streams, or sends to it. For a
           `trio.SocketStream` this is noticed only when both tasks have to wait for the socket.
+      TypeError: ``a`` or ``b`` is no `trio.abc.HalfCloseableStream`, such as a `trio.SSLStream`.
+          Nothing has been touched then.
     """
+    for name, stream in (("a", a), ("b", b)):
+        if not isinstance(stream, trio.abc.HalfCloseableStream):
+            raise TypeError(f"{name} must be a trio.abc.HalfCloseableStream, not {stream!r}")
     result = BridgeResult() if result is None else result
     there, back = _Pump(a, b, result.a_to_b), _Pump(b, a, result.b_to_a)
     there.other, back.other = back, there

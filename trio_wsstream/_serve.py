@@ -632,7 +632,8 @@ async def serve_ws(
         except Exception as error:
             if is_end_of(stream, error):
                 has_traceback = _logger.isEnabledFor(logging.DEBUG)
-                _logger.info("%r ended its handler: %s", stream, error, exc_info=has_traceback)
+                why = why_failed(error)
+                _logger.info("%r ended its handler: %s", stream, why, exc_info=has_traceback)
             elif on_error is not None:
                 on_error(stream, error)
             else:

@@ -59,7 +59,8 @@ def parse_url(url: object) -> Url:
     match = _URL.fullmatch(url)
     scheme = match[1].lower() if match else ""
     if match is None or scheme not in ("ws", "wss"):
-        raise ValueError("url must begin with ws:// or wss://")
+        found = f", not with {scheme[:20]}://" if match else ""
+        raise ValueError(f"url must begin with ws:// or wss://{found}")
     _, authority, path, query, fragment = match.groups()
     if "@" in authority:
         raise ValueError(

@@ -67,7 +67,10 @@ async def ws_stream_pair(
             )
             return WsByteStream(connection, nursery, config)
 
-        yield stream(client_end, client_config, True), stream(server_end, server_config, False)
+        # These names keep the streams from being garbage, if the caller has no names for them.
+        client = stream(client_end, client_config, True)
+        server = stream(server_end, server_config, False)
+        yield client, server
         nursery.cancel_scope.cancel()
 
 

@@ -56,7 +56,7 @@ def svg(width: float, height: float, parts: list[str], label: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}"'
         f' viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-        f' style="min-width: {min(width, 360):g}px"'
+        f' style="min-width: {max(0.75 * width, min(width, 360)):g}px"'
         ' font-family="inherit" font-size="13" stroke="currentColor" fill="currentColor"'
         ' stroke-width="1.2"><style>text{stroke:none}</style>' + "".join(parts) + "</svg>"
     )

@@ -29,7 +29,7 @@ from ..support.transports import AUTHORITY, CLIENT_TLS, SERVER_TLS
 from .build import BUILDS
 
 HERE = Path(__file__).parent
-LIMIT = 20  # seconds; a connection that takes longer hangs
+LIMIT = 20  # seconds. A connection that takes longer hangs.
 
 
 # What must be installed

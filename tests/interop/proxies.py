@@ -20,7 +20,7 @@ from ..support.programs import Program, free_port, running
 from ..support.transports import AUTHORITY
 from .peer import need_program
 
-NAME: Final = "inside.invalid"  # only squid knows it: for 127.0.0.1
+NAME: Final = "inside.invalid"  # Only squid knows this name. It is 127.0.0.1.
 USER: Final = "me"
 
 
@@ -77,10 +77,10 @@ acl known proxy_auth REQUIRED
 async def squid(
     *, host: str = "127.0.0.1", password: str = "", only_443: bool = False, tls: bool = False
 ) -> AsyncGenerator[tuple[str, Program], None]:
-    """With its own rules for who may connect; ``only_443``: with those that it comes with."""
+    """Run squid with rules that admit the tests, or, with ``only_443``, with its own rules."""
     program = need_program("squid")
     port = free_port()
-    # It refuses to run as root; pytest's own folders are closed to others.
+    # squid refuses to run as root, and pytest's own folders are closed to others.
     user = {"user": "proxy", "group": "proxy", "extra_groups": []} if os.getuid() == 0 else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -107,11 +107,11 @@ async def squid(
             shutil.chown(path, "proxy", "proxy")
         # The name keeps its shared memory apart from that of another squid.
         command = [program, "-N", "-d", "1", "-n", f"test{port}", "-f", folder / "squid.conf"]
-        # It says that it accepts connections before it does.
+        # squid says that it accepts connections before it does.
         async with running(command, (host, port), cwd=folder, **user) as proxy:
             try:
                 yield f"{'localhost' if tls else bracketed(host)}:{port}", proxy
-            finally:  # what it leaves if it is killed
+            finally:  # squid leaves this if it is killed.
                 for path in glob.glob(f"/dev/shm/test{port}-*"):
                     os.unlink(path)
 

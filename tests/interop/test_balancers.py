@@ -38,7 +38,7 @@ def configuration_of(name: str, ports: Iterable[int]) -> str:
 
 
 class Server:
-    """One of the two."""
+    """One of the two servers."""
 
     def __init__(self, name: bytes) -> None:
         self.name = name
@@ -145,7 +145,7 @@ async def test_a_server_that_has_gone_is_passed_over(balancer: Balancer, tmp_pat
 async def test_haproxys_check_is_answered_by_http(tmp_path: Path) -> None:
     async with two_servers() as servers, haproxy(tmp_path, servers) as (program, url):
         for server in servers:
-            server.health = 503  # as one that is about to stop
+            server.health = 503  # So answers a server that is about to stop.
             await program.says(f"servers/{server.name.decode()} is DOWN, reason: Layer7")
         with pytest.raises(ConnectionRejected) as refused:
             await served_by(url)

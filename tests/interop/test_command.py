@@ -59,7 +59,7 @@ async def test_redis() -> None:
         redis = [client, "-p", str(local)]
         assert await output([*redis, "-x", "SET", "key"], stdin=DATA) == b"OK\n"
         assert await output([*redis, "GET", "key"]) == DATA + b"\n"
-        # Many commands at once, through one connection.
+        # redis-cli sends many commands at once, through one connection.
         commands = b"".join(b"RPUSH list %d\r\n" % number for number in range(10_000))
         assert b"errors: 0, replies: 10000" in await output([*redis, "--pipe"], stdin=commands)
         assert await output([*redis, "LRANGE", "list", "-2", "-1"]) == b"9998\n9999\n"
@@ -76,7 +76,7 @@ def need_postgresql() -> Path:
 async def test_postgresql() -> None:
     client = need_program("psql", "postgresql-client")
     programs = need_postgresql()
-    # It refuses to run as root; pytest's own folders are closed to others.
+    # PostgreSQL refuses to run as root, and pytest's own folders are closed to others.
     user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
     with tempfile.TemporaryDirectory() as folder:
         if user:
@@ -101,7 +101,7 @@ async def test_postgresql() -> None:
 
 @asynccontextmanager
 async def ssh_server(folder: Path) -> AsyncGenerator[list[str], None]:
-    """sshd, and the options with which ssh gets to the host ``somewhere`` through both halves."""
+    """Run sshd. Yield the options with which ssh gets to ``somewhere`` through both halves."""
     server = need_program("sshd", "openssh-server")
     need_program("ssh", "openssh-client")
     for key in ("host_key", "user_key"):
@@ -110,7 +110,7 @@ async def ssh_server(folder: Path) -> AsyncGenerator[list[str], None]:
     host_key = (folder / "host_key.pub").read_text()
     (folder / "known_hosts").write_text(f"somewhere {host_key}")
     if os.getuid() == 0:
-        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # as its service does
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # The service of sshd does this.
     port = free_port()
     settings = {
         "ListenAddress": f"127.0.0.1:{port}",
@@ -219,7 +219,7 @@ async def test_systemd_gives_it_its_socket(tmp_path: Path) -> None:
 
 
 def test_systemd_understands_the_units_of_the_docs(tmp_path: Path) -> None:
-    """And it is content with what they allow: 0 is nothing, 10 is everything."""
+    """systemd is content with what they allow: 0 is nothing, 10 is everything."""
     analyze = need_program("systemd-analyze", "systemd")
     blocks = [block.code for block in blocks_of(SERVICE_PAGE) if block.language == "ini"]
     units = [tmp_path / "tunnel.socket", tmp_path / "tunnel.service"]
@@ -246,7 +246,7 @@ async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
             async def shows(text: str) -> None:
                 shown = ""
                 with trio.fail_after(LIMIT):
-                    while text not in shown:  # no event tells this
+                    while text not in shown:  # No event tells this.
                         await trio.sleep(0.05)
                         capture = [*session, "capture-pane", "-p", "-t", "it"]
                         shown = (await output(capture)).decode()
@@ -263,7 +263,7 @@ async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
                 while await trio.Path(f"/proc/{process}").exists():  # noqa: ASYNC110
                     await trio.sleep(0.01)
                 await type_in("echo still $((40 + 2)); cat", "Enter")
-                await shows("still 42")  # the shell reads, and echoes
+                await shows("still 42")  # The shell reads, and echoes.
                 await type_in("and a program", "Enter")
                 await shows("and a program\nand a program")
                 await type_in("C-d")
@@ -275,7 +275,7 @@ async def test_a_shell_in_tmux_goes_on_after_it(tmp_path: Path) -> None:
 
 
 async def ask_through(url: str, *more: str, connections: int = 1) -> None:
-    """Through ``listen``: all comes back, and the end of each direction passes on its own."""
+    """Everything comes back through ``listen``, and the end of each direction passes on its own."""
     async with tunnel("listen", "0", url, *more) as listening:
         for _ in range(connections):
             port = await port_of(listening)
@@ -320,7 +320,7 @@ async def test_haproxy_in_front_with_tls_and_health_checks(tmp_path: Path) -> No
             ca = f"--ca={tmp_path}/ca.pem"
             check, code = [*TUNNEL, "check", url, ca], 3
             with trio.fail_after(LIMIT):
-                while code:  # until haproxy's own check has succeeded
+                while code:  # It is 0 once haproxy's own check has succeeded.
                     done = await trio.run_process(check, check=False, capture_stdout=True)
                     code = done.returncode
             await ask_through(url, ca, connections=3)

@@ -17,12 +17,12 @@ from .peer import built_peer, serve_streams
 
 
 class TestNetConn(Checks):
-    """Of 1000 and 1001 it tells only ``EOF``, and when it has closed itself nothing."""
+    """It tells only ``EOF`` for 1000 and 1001, and nothing when it has closed itself."""
 
     half_close = HalfClose(late="failed to write msg: use of closed network connection")
     abrupt_code = None
     answers_while_paused = False
-    ping_payload = b"1"  # a counter
+    ping_payload = b"1"  # Its payloads are a counter.
 
     @staticmethod
     def command() -> list[str | Path]:
@@ -48,7 +48,7 @@ class TestNetConn(Checks):
         assert report.end != "EOF"
 
     async def test_its_raw_read_takes_messages_of_32_kib(self, meet: Meet) -> None:
-        """`StreamConfig.max_message_size` suits it; else it fails the connection with 1009."""
+        """This `StreamConfig.max_message_size` suits it. It fails a larger message with 1009."""
         data = os.urandom(1_000_003)
         config = StreamConfig(max_message_size=32768)
         async with meet("/receive", limit=1, config=config) as met:
@@ -78,7 +78,7 @@ class TestGorilla(Checks):
 
 
 class TestGobwas(Checks):
-    half_close = HalfClose(late="sent")  # and dropped
+    half_close = HalfClose(late="sent")  # It is dropped silently.
     abrupt_code = None
     answers_while_paused = False
 

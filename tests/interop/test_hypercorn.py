@@ -15,7 +15,7 @@ from .peer import python_peer
 class TestHypercorn(Checks):
     roles = ("server",)
     cannot = frozenset({"/fragments"})
-    half_close = HalfClose(late="sent")  # and dropped
+    half_close = HalfClose(late="sent")  # It is dropped silently.
     answers_while_paused = True
 
     @staticmethod
@@ -23,7 +23,7 @@ class TestHypercorn(Checks):
         return python_peer("hypercorn_peer.py", "hypercorn")
 
     def told(self, code: int, reason: str) -> tuple[int, None]:
-        return 1006, None  # of each Close
+        return 1006, None  # It tells this of each Close.
 
     def told_of_our_answer(self, code: int, reason: str) -> tuple[int, None]:
         return 1000, None
@@ -43,5 +43,5 @@ class TestHypercorn(Checks):
                 await met.stream.receive_some()
             await met.stream.aclose()
         assert broken.value.__cause__ == AbnormalClosure(1011, "")
-        assert met.stream.closed is not None  # clean or not: it may drop TCP before our answer
+        assert met.stream.closed is not None  # It may drop TCP before our answer.
         assert met.stream.closed.error == AbnormalClosure(1011, "")

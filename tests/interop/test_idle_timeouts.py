@@ -80,7 +80,7 @@ async def test_a_half_closed_connection_lives_for_as_long_as_the_answer_takes(
 @PROXIES
 @pytest.mark.parametrize("first", ["client", "server"])
 async def test_without_keepalive_it_is_cut(proxy: Proxy, first: str, tmp_path: Path) -> None:
-    """Or the test above would show nothing."""
+    """Without this test, the test above would show nothing."""
     async with through(partial(proxy, tmp_path)) as ends:
         asking, _ = ends if first == "client" else reversed(ends)
         await asking.send_eof()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,27 @@ from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
 from .checks import Checks, HalfClose, greet, sha256
 from .conftest import Meet
 from .peer import built_peer
+
+FAULTS = Path(__file__).parent / "faults"
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        # A newer JDK than 17.0.15 may have mended it.
+        ("JavaNetHttpDrop", "JDK .*: (not told of the end of connection|told of the end of) .*"),
+        (
+            "JavaWebSocketBlocked",
+            "the other client before: served\nand while one blocks: not served",
+        ),
+    ],
+)
+def test_a_program_without_us_looks_for_the_fault(program: str, expected: str) -> None:
+    """What the program finds is told in docs/peers.rst."""
+    java, *path, _ = built_peer("java", "JavaWebSocket")
+    command = [java, *path, FAULTS / f"{program}.java"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert re.fullmatch(expected, output.strip())
 
 
 class TestJavaNetHttp(Checks):
@@ -73,7 +96,7 @@ class TestNettyServer(Checks):
         return built_peer("java", "Netty")
 
     async def test_it_takes_messages_of_64_kib(self, meet: Meet) -> None:
-        """That is `StreamConfig.max_message_size`; it drops TCP at a larger one."""
+        """That is our default `max_message_size`. Netty drops TCP at a larger message."""
         config = StreamConfig(max_message_size=65537)
         async with meet("/receive", config=config) as met:
             with pytest.raises(trio.BrokenResourceError):
@@ -94,7 +117,7 @@ class TestNettyClient(TestNettyServer):
         assert (stream.closed.code, stream.closed.clean) == (1006, False)
 
     async def test_a_half_close_loses_nothing_that_was_sent_before_it(self, meet: Meet) -> None:
-        """But it gets no answer, so that we cannot know that the peer had nothing more to say."""
+        """No answer comes, so we cannot know that the peer had nothing more to say."""
         data = os.urandom(1_000_003)
         async with meet("/receive") as met:
             await met.stream.send_all(data)
@@ -121,7 +144,7 @@ class TestOkHttp(Checks):
         return 1000, ""
 
     async def test_it_answers_a_close_only_when_its_program_does(self, meet: Meet) -> None:
-        """Until then `aclose` waits, for as long as `close_timeout` says."""
+        """Until then `aclose` waits, at most for `close_timeout`."""
         async with meet("/receive", hold=1, config=StreamConfig(close_timeout=0.5)) as met:
             await met.stream.send_all(b"data")
             with trio.move_on_after(10) as scope:

@@ -107,7 +107,7 @@ async def through(
     client_config: StreamConfig = QUIET,
     server_config: StreamConfig = QUIET,
 ) -> AsyncGenerator[tuple[WsByteStream, WsByteStream], None]:
-    """Both ends of a connection through a proxy, client first.
+    """Yield both ends of a connection through a proxy, client first.
 
     Args:
       proxy: starts the proxy in front of a server's port, and tells its URL.
@@ -133,7 +133,7 @@ async def through(
 def through_nginx(
     folder: Path, *, tls: bool, timeout: int = 60, **configs: StreamConfig
 ) -> AbstractAsyncContextManager[tuple[WsByteStream, WsByteStream]]:
-    """As `through`, by nginx."""
+    """Do as `through` does, with nginx as the proxy."""
     return through(partial(nginx, folder, tls=tls, timeout=timeout), **configs)
 
 

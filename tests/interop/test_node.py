@@ -10,7 +10,7 @@ from .peer import node_peer
 
 
 class TestWs(Checks):
-    ending = closed_with(1005, "")  # a Node stream can give no code
+    ending = closed_with(1005, "")  # A Node stream can give no code.
     half_close = HalfClose(late="WebSocket is not open: readyState 3 (CLOSED)")
     answers_while_paused = True
 
@@ -22,7 +22,6 @@ class TestWs(Checks):
 class TestWebsocketStream(Checks):
     """Its client loses what its program has not read when our Close comes."""
 
-    cannot = frozenset({"/flood"})  # what it has to send it sends, whatever has come
     ending = closed_with(1005, "")
     half_close = HalfClose(late="write after end")
     answers_while_paused = True
@@ -32,7 +31,7 @@ class TestWebsocketStream(Checks):
         return node_peer("websocket_stream_peer.js", "websocket-stream")
 
     def close(self, code: int, reason: str) -> tuple[int, str]:
-        # Its ws, 3.3, leaves away a 1000 that comes with no reason.
+        # Its ws 3.3 leaves out a 1000 that comes with no reason.
         return (1005, "") if (code, reason) == (1000, "") else (code, reason)
 
     async def test_a_slow_reader_gets_everything(self, meet: Meet, role: str) -> None:

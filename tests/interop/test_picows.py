@@ -11,7 +11,7 @@ from .peer import python_peer
 
 
 class TestPicows(Checks):
-    half_close = HalfClose(late="sent")  # and dropped
+    half_close = HalfClose(late="sent")  # It is dropped silently.
     answers_while_paused = True
 
     @staticmethod

@@ -152,7 +152,7 @@ async def test_without_the_right_password_nothing_passes(start: Any, user_info: 
 
 @pytest.mark.parametrize("name", ["tinyproxy", "squid"])
 async def test_a_proxy_for_port_443_alone_refuses_others(name: str) -> None:
-    """As squid does unless it is told otherwise."""
+    """squid does this unless it is told otherwise."""
     async with echo_server() as ports, PROXIES[name][1](only_443=True) as (address, _):
         error = await rejection(f"wss://localhost:{ports['wss']}/", f"http://{address}")
     assert error.status == 403

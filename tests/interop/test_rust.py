@@ -52,7 +52,7 @@ class TestWsStreamTungstenite(Checks):
     # What its program takes for a plain end
 
     async def test_our_drop_is_a_plain_end_for_it(self, meet: Meet) -> None:
-        """Only an observer can know."""
+        """Only an observer of the original can know."""
         async with meet("/receive") as met:
             await met.stream.send_all(b"half of the da")
             await trio.aclose_forcefully(met.stream)
@@ -104,7 +104,7 @@ class TestWsStreamTungstenite(Checks):
 
     @pytest.mark.parametrize("codec", ["asynchronous", "tokio"])
     async def test_lines_through_its_codec(self, meet: Meet, codec: str) -> None:
-        """Whole or in parts: where our writes end means nothing to it."""
+        """The lines come whole or in parts. Where our writes end means nothing to the codec."""
         lines = b"A line\nA second line\n"
         async with meet("/lines", codec=codec) as met:
             for part in [lines, *(lines[i : i + 1] for i in range(len(lines)))]:
@@ -145,7 +145,7 @@ class TestWsStreamTungstenite(Checks):
 
 
 class TestWsStreamTungsteniteWithASmallBuffer:
-    """Only its client, of which the buffer's size can be told in time."""
+    """This is a client only, because only a client can be told the size of the buffer in time."""
 
     roles = ("client",)
     command = TestWsStreamTungstenite.command
@@ -158,7 +158,7 @@ class TestWsStreamTungsteniteWithASmallBuffer:
         assert sha256(received) == report.sent_sha256
 
     async def test_it_panics_at_a_write_that_fills_it(self, meet: Meet) -> None:
-        """Nobody has reckoned with the frame's header (0.14)."""
+        """Version 0.14 leaves no room for the header of the frame."""
         async with meet("/send", write_buffer=1000, sizes="1000") as met:
             with pytest.raises(trio.BrokenResourceError):
                 await met.stream.receive_some()
@@ -174,7 +174,7 @@ class TestTokioTungstenite(Checks):
     def command() -> list[str | Path]:
         return built_peer("rust", "tokio_tungstenite")
 
-    # Here it stands for the other end in the tests of ws_stream_tungstenite, and we for that.
+    # In the tests of ws_stream_tungstenite this is the other end. Here we are in its place.
 
     async def test_its_text_is_refused_with_the_words_of_the_original(self, meet: Meet) -> None:
         async with meet("/text") as met:

@@ -21,7 +21,7 @@ from .peer import LIMIT, built_peer, serve_streams
 
 Ends = tuple[WsByteStream, trio.SocketStream]
 ALWAYS = StreamConfig(half_close=HalfClose.ALWAYS)
-READY = "serving multiple clients"  # the first that it says
+READY = "serving multiple clients"  # It says this first.
 both_sides = pytest.mark.parametrize("side", ["server", "client"])
 
 
@@ -35,12 +35,12 @@ async def meet(side: str, config: StreamConfig = StreamConfig()) -> AsyncGenerat
 
 @pytest.fixture(autouse=True)
 def websocat() -> None:
-    """Skip here if it is missing: what a test raises among its tasks comes out in a group."""
+    """Skip the test here if websocat is missing. What a task raises would be in a group."""
     built_peer("rust", "websocat")
 
 
 async def connect(port: int) -> trio.SocketStream:
-    """As soon as it listens, of which it says nothing."""
+    """Connect as soon as websocat listens, since it does not say when."""
     while True:
         try:
             return await trio.open_tcp_stream("127.0.0.1", port)
@@ -82,7 +82,7 @@ async def meet_client(config: StreamConfig) -> AsyncGenerator[Ends, None]:
 async def test_bytes_in_odd_sizes_come_back_through_websocat(side: str) -> None:
     async with meet(side) as (stream, tcp):
         await echo_odd_sizes(stream, tcp)
-        await tcp.send_eof()  # else it would not answer our Close
+        await tcp.send_eof()  # Without this websocat would not answer our Close.
 
 
 @both_sides

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 import trio
 
+from trio_wsstream import StreamConfig, WsByteStream
+
 from .frames import PING, PONG
-from .raw_peer import RawPeer
+from .raw_peer import RawPeer, raw_pair
+from .tasks import background
 
 Wire = list[tuple[float, int, bytes]]
 """Seconds, opcode and payload. The payload of a Ping, which is random, is ``b"?"`` here. The end of
@@ -23,6 +29,23 @@ async def watch(peer: RawPeer, wire: Wire) -> None:
             opcode, payload = -1, b""
         seconds = round(trio.current_time() - started, 2)
         wire.append((seconds, opcode, b"?" if opcode == PING else payload))
+
+
+def watched(nursery: trio.Nursery, peer: RawPeer) -> Wire:
+    """Return what the peer receives from now on. A task in ``nursery`` goes on filling it."""
+    wire: Wire = []
+    nursery.start_soon(watch, peer, wire)
+    return wire
+
+
+@asynccontextmanager
+async def watched_pair(
+    transport: str, config: StreamConfig, *, client: bool
+) -> AsyncGenerator[tuple[WsByteStream, RawPeer, Wire]]:
+    """Yield a stream, its peer, and what the peer receives."""
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, config, client=client)
+        yield stream, peer, watched(nursery, peer)
 
 
 async def send_each(peer: RawPeer, seconds: float, opcode: int = PONG) -> None:

@@ -9,7 +9,7 @@ from behaviour import CLIENT_TLS, SERVER_TLS, behave, run, subprotocols_of, tell
 
 
 class Adapter:
-    """Of a server's or a client's end."""
+    """The `Connection` of a server or a client of aiohttp."""
 
     reason = None
 
@@ -39,7 +39,7 @@ class Adapter:
 
 
 def answers_pings(path: str) -> bool:
-    """It hides Pongs where it answers Pings itself."""
+    """Whether aiohttp shall answer Pings itself. Then it hides Pongs."""
     return path != "/ping"
 
 

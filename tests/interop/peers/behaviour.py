@@ -1,4 +1,4 @@
-"""What every peer in Python does with a connection; see the package `tests.interop`."""
+"""What every peer in Python does with a connection. The package `tests.interop` has the list."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Connection(Protocol):
 
     async def send(self, data: bytes) -> None: ...
     async def receive(self) -> bytes | None:
-        """A message; None at the end, after which the attributes tell it."""
+        """Return a message, or None at the end. Then the attributes tell how it ended."""
 
     async def send_fragments(self, fragments: list[bytes]) -> None:
-        """One message in so many frames."""
+        """Send one message, with a frame for each fragment."""
 
     async def ping(self, payload: bytes) -> None:
-        """Until its Pong has come."""
+        """Send a Ping, and return when its Pong has come."""
 
     async def close(self, code: int, reason: str) -> None: ...
     async def abort(self) -> None: ...
@@ -56,7 +56,7 @@ def subprotocols_of(url: str) -> list[str] | None:
 
 
 async def behave(url: str, connection: Connection) -> None:
-    """Do what ``url`` asks for until the connection's end, and tell of it."""
+    """Do what ``url`` asks for until the connection ends, and report what was seen."""
     query = query_of(url)
     received, sent = hashlib.sha256(), hashlib.sha256()
     counts = {"received": 0, "sent": 0}
@@ -107,7 +107,7 @@ async def behave(url: str, connection: Connection) -> None:
 
             async def flood() -> None:
                 nonlocal late
-                late = "sent"  # unless the library says something
+                late = "sent"  # It stands unless the library raises an error.
                 with scope:
                     try:
                         while True:

@@ -1,4 +1,4 @@
-"""A server only: hypercorn, over wsproto, on Trio. Its applications can neither ping nor abort."""
+"""Hypercorn, over wsproto, on Trio: a server only. Its applications can neither ping nor abort."""
 
 from importlib.metadata import version
 from typing import Any

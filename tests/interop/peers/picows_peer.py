@@ -17,7 +17,7 @@ from picows import (
 
 
 class Adapter(WSListener):
-    """Answers a Close at once, as picows' examples do; with ``hold=1`` only with a message."""
+    """Answers a Close at once, as picows' examples do. With ``hold=1`` it first sends a message."""
 
     def __init__(self, url: str, subprotocol: str | None = None) -> None:
         self.url = url

@@ -1,4 +1,4 @@
-// websocket-stream, which brings an old ws of its own.
+// This peer is websocket-stream, which brings an old ws of its own.
 'use strict'
 const websocketStream = require('websocket-stream')
 const { authority, behave, choose, run } = require('./behaviour.js')

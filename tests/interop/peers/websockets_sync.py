@@ -53,7 +53,7 @@ async def server() -> None:
         asyncio.run(behave(connection.request.path, Adapter(connection)))
 
     def choose(connection: ServerConnection, offered: list[str]) -> str | None:
-        return "bytes" if "bytes" in offered else None  # its own choice would insist on one
+        return "bytes" if "bytes" in offered else None  # The library would insist on one.
 
     serve_it = partial(serve, handle, "127.0.0.1", 0, select_subprotocol=choose)
     with serve_it() as plain, serve_it(ssl=SERVER_TLS) as tls:

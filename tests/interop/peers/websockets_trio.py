@@ -42,7 +42,7 @@ async def server() -> None:
         await behave(connection.request.path, Adapter(connection))
 
     def choose(connection: ServerConnection, offered: list[str]) -> str | None:
-        return "bytes" if "bytes" in offered else None  # its own choice would insist on one
+        return "bytes" if "bytes" in offered else None  # The library would insist on one.
 
     serve_it = partial(serve, handle, 0, host="127.0.0.1", select_subprotocol=choose)
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-// ws, as Node streams: createWebSocketStream.
+// This peer is ws, with Node streams over it (createWebSocketStream).
 'use strict'
 const { WebSocket, WebSocketServer, createWebSocketStream } = require('ws')
 const { authority, behave, choose, run } = require('./behaviour.js')

@@ -1,4 +1,4 @@
-// Package behaviour is what every peer in Go does with a connection; see the package tests.interop.
+// Package behaviour is what every peer in Go does with a connection. The package tests.interop has the list.
 //
 // A report has one thing more: "end", the error of the last read.
 package behaviour
@@ -32,24 +32,24 @@ type Connection interface {
 	Send(data []byte) error
 	// SendFragments sends one message in so many frames.
 	SendFragments(fragments [][]byte) error
-	// Ping calls done when the Pong has come; somebody must receive meanwhile.
+	// Ping calls done when the Pong has come. Somebody must receive meanwhile.
 	Ping(payload string, done func()) error
 	Close(code int, reason string) error
-	// Drop ends TCP. If a Close must be answered, it has been, except in libraries where this does it.
+	// Drop ends TCP. By then a Close has been answered, except in libraries that answer it here.
 	Drop()
 	Subprotocol() string
 	// Ended gives the code and reason in an error of Receive, if there was a Close.
 	Ended(err error) (code int, reason string, ok bool)
 }
 
-// Library opens connections; where the URL asks for more it may do more.
+// Library opens connections. It may do more if the URL asks for more.
 type Library interface {
 	Module() string
 	Accept(w http.ResponseWriter, r *http.Request, tcp net.Conn, serve func(Connection))
 	Connect(where *url.URL, subprotocols []string, tcp net.Conn) (Connection, error)
 }
 
-// What goes one way.
+// A count is of the bytes that go in one direction.
 type count struct {
 	hash hash.Hash
 	size int
@@ -107,7 +107,7 @@ func messages(query url.Values) [][]byte {
 	return found
 }
 
-// behave does what the URL asks for until the connection's end, and tells of it.
+// behave does what the URL asks for until the connection ends, and reports what was seen.
 func behave(where *url.URL, connection Connection) {
 	query := where.Query()
 	received, sent := newCount(), newCount()
@@ -180,7 +180,7 @@ func behave(where *url.URL, connection Connection) {
 		select {
 		case err := <-stopped:
 			late = err.Error()
-		case <-time.After(time.Second): // that is: TCP takes it, and is not ended
+		case <-time.After(time.Second): // TCP takes everything, and nothing has ended it.
 			late = "sent"
 		}
 	case "/close":

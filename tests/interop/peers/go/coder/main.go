@@ -1,5 +1,5 @@
-// NetConn of github.com/coder/websocket, once nhooyr.io/websocket. With limit=1 in a URL's query:
-// its Read of messages, with the limit that it has.
+// This peer is NetConn of github.com/coder/websocket, once nhooyr.io/websocket. With limit=1 in a URL's
+// query it is the library's Read of messages, with its limit.
 package main
 
 import (
@@ -18,7 +18,7 @@ var background = context.Background()
 type connection struct {
 	*websocket.Conn
 	tcp    net.Conn
-	conn   net.Conn // the NetConn; nil if there is a limit
+	conn   net.Conn // It is nil if there is a limit.
 	buffer []byte
 }
 
@@ -55,7 +55,7 @@ func (c *connection) SendFragments(fragments [][]byte) error {
 	return behaviour.WriteAll(writer, fragments)
 }
 
-// Ping has a payload of the library's: a counter.
+// Ping has a payload that the library chooses: a counter.
 func (c *connection) Ping(payload string, done func()) error {
 	go func() {
 		if c.Conn.Ping(background) == nil {

@@ -1,4 +1,4 @@
-// github.com/gobwas/ws, with its wsutil, as its documentation has it.
+// This peer is github.com/gobwas/ws, with its wsutil, as its documentation shows it.
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 	"peers/behaviour"
 )
 
-// A writer of whole frames, from the reader and from the program.
+// frames writes whole frames. They come from the reader and from the program.
 type frames struct {
 	net.Conn
 	mutex sync.Mutex
@@ -133,7 +133,7 @@ func (library) Accept(
 func (library) Connect(
 	where *url.URL, subprotocols []string, tcp net.Conn,
 ) (behaviour.Connection, error) {
-	plain := *where // tcp has TLS already
+	plain := *where // The connection has TLS already.
 	plain.Scheme = "ws"
 	dialer := ws.Dialer{
 		Protocols: subprotocols,

@@ -1,4 +1,4 @@
-// github.com/gorilla/websocket.
+// This peer is github.com/gorilla/websocket.
 package main
 
 import (
@@ -78,7 +78,7 @@ func (library) Connect(
 	for _, name := range subprotocols {
 		header.Add("Sec-WebSocket-Protocol", name)
 	}
-	plain := *where // tcp has TLS already
+	plain := *where // The connection has TLS already.
 	plain.Scheme = "ws"
 	client, _, err := websocket.NewClient(tcp, &plain, header, 4096, 4096)
 	return connection{client}, err

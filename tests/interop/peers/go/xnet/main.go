@@ -1,4 +1,4 @@
-// golang.org/x/net/websocket. It has neither codes, pings nor fragments of its own.
+// This peer is golang.org/x/net/websocket. It has neither codes, pings nor fragments of its own.
 package main
 
 import (

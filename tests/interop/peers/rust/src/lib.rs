@@ -1,8 +1,8 @@
-//! What every peer in Rust does with a connection; see the package tests.interop.
+//! What every peer in Rust does with a connection. The package tests.interop has the list.
 //!
-//! A report has two things more: "end", the error with which reading ended, or null if the library
-//! calls it a plain end; and "events", what a program is told besides.
-#![allow(async_fn_in_trait)] // everything runs on one thread
+//! A report has two things more. "end" is the error with which reading ended, or null if the library
+//! calls it a plain end. "events" is what a program is told besides.
+#![allow(async_fn_in_trait)] // Everything runs on one thread.
 
 use std::{collections::HashMap, fmt::Display, fs, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 pub use url::Url;
 
-/// TCP, or TLS over it.
+/// A transport is TCP, or TLS over it.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 pub type Io = Box<dyn Transport>;
@@ -38,14 +38,14 @@ pub trait Reader {
     async fn end(self) -> End;
 }
 
-/// Its writing half; each method fails with a message of the library's.
+/// The writing half. Each method fails with a message of the library's.
 pub trait Writer {
     async fn send(&mut self, data: Vec<u8>) -> Result<(), String>;
     async fn close(&mut self, code: u16, reason: String) -> Result<(), String>;
-    /// One message, in so many frames.
+    /// Send one message, with a frame for each fragment.
     async fn send_fragments(&mut self, fragments: Vec<Vec<u8>>) -> Result<(), String>;
     async fn ping(&mut self, payload: Vec<u8>) -> Result<(), String>;
-    /// A text message.
+    /// Send a text message.
     async fn send_text(&mut self, text: String) -> Result<(), String>;
 }
 
@@ -58,7 +58,7 @@ pub struct End {
 }
 
 impl End {
-    /// A Close has come; None if it has no code.
+    /// Note that a Close has come. The frame is None if it has no code.
     pub fn close(&mut self, frame: Option<(u16, String)>) {
         let (code, reason) = frame.unwrap_or((1005, String::new()));
         (self.code, self.reason) = (Some(code), Some(reason));
@@ -122,7 +122,7 @@ struct Counted<R, W> {
 }
 
 impl<R: Reader, W: Writer> Counted<R, W> {
-    /// A message; None at the end.
+    /// Return a message, or None at the end.
     async fn receive(&mut self) -> Option<Vec<u8>> {
         receive(&mut self.reader, &mut self.received).await
     }
@@ -154,7 +154,7 @@ fn sizes(query: &Query) -> impl Iterator<Item = usize> + '_ {
     query["sizes"].split(',').map(|size| size.parse().unwrap())
 }
 
-/// Do what the URL asks for until the connection's end, and tell of it.
+/// Do what the URL asks for until the connection ends, and report what was seen.
 pub async fn behave<R: Reader, W: Writer>(
     url: &Url,
     subprotocol: Option<String>,
@@ -245,7 +245,7 @@ pub async fn behave<R: Reader, W: Writer>(
                     _ => {}
                 }
             }
-            drop(it.send(b"pong".to_vec()).await); // it may have ended instead
+            drop(it.send(b"pong".to_vec()).await); // The connection may have ended instead.
         }
         "/text" => {
             it.receive().await;
@@ -286,7 +286,7 @@ pub fn tell(facts: Value) {
     println!("{facts}");
 }
 
-/// A WebSocket library: both opening handshakes.
+/// A WebSocket library, with both opening handshakes.
 pub trait Library: 'static {
     const NAME: &'static str;
     /// Serve what has connected. `Err`: the handshake failed.
@@ -296,7 +296,7 @@ pub trait Library: 'static {
 
 const SUBPROTOCOL: &str = "sec-websocket-protocol";
 
-/// A server's part of the opening handshake; returns the URL, and the subprotocol that it chooses.
+/// Do a server's part of the opening handshake. Return the URL, and the subprotocol that it chooses.
 pub fn accept<A, B>(request: &Request<A>, response: &mut Response<B>) -> (Url, Option<String>) {
     let url = Url::parse(&format!("ws://localhost{}", request.uri())).unwrap();
     let offered = request
@@ -315,7 +315,7 @@ pub fn accept<A, B>(request: &Request<A>, response: &mut Response<B>) -> (Url, O
     (url, found.then(|| "bytes".into()))
 }
 
-/// A client's part: the subprotocols that the URL names.
+/// Do a client's part: offer the subprotocols that the URL names.
 pub fn offer<A>(url: &Url, request: &mut Request<A>) {
     if let Some(names) = query_of(url).get("subprotocols") {
         request
@@ -324,7 +324,7 @@ pub fn offer<A>(url: &Url, request: &mut Request<A>) {
     }
 }
 
-/// The one that the server has chosen.
+/// Return the subprotocol that the server has chosen.
 pub fn chosen<A>(response: &Response<A>) -> Option<String> {
     response
         .headers()
@@ -332,7 +332,7 @@ pub fn chosen<A>(response: &Response<A>) -> Option<String> {
         .map(|value| value.to_str().unwrap().into())
 }
 
-/// A server's TCP or TLS port.
+/// Serve on TCP or TLS, and return the port.
 async fn serve<L: Library>(tls: Option<TlsAcceptor>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -352,7 +352,7 @@ async fn serve<L: Library>(tls: Option<TlsAcceptor>) -> u16 {
     port
 }
 
-/// Connect, and tell of a panic.
+/// Connect, and report a panic.
 async fn watch<L: Library>(url: Url, tls: TlsConnector) {
     if let Err(error) = spawn_local(connect::<L>(url.clone(), tls)).await {
         tell(json!({"id": query_of(&url)["id"], "panic": text_of(error)}));
@@ -381,7 +381,7 @@ pub fn run<L: Library>() {
         .build()
         .unwrap();
     LocalSet::new().block_on(&runtime, main::<L>());
-    std::process::exit(0); // whatever still runs
+    std::process::exit(0); // Tasks may still run.
 }
 
 async fn main<L: Library>() {

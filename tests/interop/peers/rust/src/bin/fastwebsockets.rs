@@ -1,4 +1,4 @@
-//! fastwebsockets, split in two halves that share its writer.
+//! This peer is fastwebsockets, split in two halves that share its writer.
 use std::{convert::Infallible, future::Future, rc::Rc};
 
 use fastwebsockets::{
@@ -40,7 +40,7 @@ struct Reading {
 impl Reader for Reading {
     async fn receive(&mut self) -> Received {
         while self.end.code.is_none() && self.end.error.is_none() {
-            // What the library owes the peer: Pongs, and the answer to a Close.
+            // The library owes the peer Pongs, and the answer to a Close.
             let mut send = |frame| async { self.writer.lock().await.write_frame(frame).await };
             match self.half.read_frame(&mut send).await {
                 Ok(frame) => match frame.opcode {
@@ -76,7 +76,7 @@ impl Writing {
     async fn write(&mut self, frame: Frame<'_>) -> Result<(), String> {
         let mut writer = self.0.lock().await;
         writer.write_frame(frame).await.map_err(text_of)?;
-        writer.flush().await.map_err(text_of) // which TLS needs
+        writer.flush().await.map_err(text_of) // TLS needs it.
     }
 }
 

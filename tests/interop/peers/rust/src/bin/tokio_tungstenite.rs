@@ -1,4 +1,4 @@
-//! tokio-tungstenite.
+//! This peer is tokio-tungstenite.
 use futures::{
     stream::{SplitSink, SplitStream},
     SinkExt, StreamExt,

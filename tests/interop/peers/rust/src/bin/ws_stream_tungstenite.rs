@@ -1,10 +1,10 @@
-//! ws_stream_tungstenite.
+//! This peer is ws_stream_tungstenite. It has no pings of its own, and no codes.
 //!
-//! It has no pings of its own, and no codes. Its URLs may have more in their query: `observe=bounded`
-//! for an observer with room for one event, which waits `observe_delay` seconds before each;
-//! `write_buffer=8` for the buffer of tungstenite's client. `/lines` is about asynchronous-codec's LinesCodec, or
-//! with `codec=tokio` that of tokio-util: each line is answered with itself; or with the next of
-//! `items`, which need be no whole lines, and after the last the codec is closed.
+//! The query of a URL may have more: `observe=bounded` asks for an observer with room for one event, which
+//! waits `observe_delay` seconds before each event. `write_buffer=8` is the buffer of tungstenite's client.
+//! `/lines` uses the LinesCodec of asynchronous-codec, or with `codec=tokio` that of tokio-util. It answers
+//! each line with the same line. With `items` it answers with the next item, which need be no whole line,
+//! and closes the codec after the last one.
 use std::{fmt::Debug, time::Duration};
 
 use async_tungstenite::{
@@ -59,7 +59,7 @@ impl Reader for Reading {
     }
 
     async fn end(self) -> End {
-        drop(self.half); // which ends the observer's channel
+        drop(self.half); // This ends the observer's channel.
         let mut end = self.observer.await.unwrap();
         end.error = self.error;
         end

@@ -30,11 +30,11 @@ import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 import javax.net.ssl.X509TrustManager;
 
-/** What every peer in Java does with a connection; see the package tests.interop. */
+/** What every peer in Java does with a connection. The package tests.interop has the list. */
 final class Behaviour {
   private Behaviour() {}
 
-  /** A WebSocket of any library. What it is told by another thread it puts into its inbox. */
+  /** A WebSocket of any library. It puts what another thread tells it into its inbox. */
   abstract static class Connection {
     final Inbox inbox;
 
@@ -42,17 +42,17 @@ final class Behaviour {
       this.inbox = inbox;
     }
 
-    /** A message, or a part of one; null at the end. */
+    /** Returns a message or a part of one, and null at the end. */
     byte[] receive() throws Exception {
       return inbox.take();
     }
 
     abstract void send(byte[] data) throws Exception;
 
-    /** One message in so many frames. */
+    /** Sends one message, with a frame for each fragment. */
     abstract void sendFragments(List<byte[]> fragments) throws Exception;
 
-    /** {@code done} runs when the Pong has come; somebody must receive meanwhile. */
+    /** Runs {@code done} when the Pong has come. Somebody must receive meanwhile. */
     abstract void ping(String payload, Runnable done) throws Exception;
 
     abstract void close(int code, String reason) throws Exception;
@@ -60,7 +60,7 @@ final class Behaviour {
     /** Ends TCP, without a Close. */
     abstract void drop() throws Exception;
 
-    /** What a program does when it has been told of the end; most libraries need nothing. */
+    /** Does what a program must do when it has been told of the end. Most libraries need nothing. */
     void finish() throws Exception {}
 
     abstract String subprotocol();
@@ -130,7 +130,7 @@ final class Behaviour {
     return error.getClass().getSimpleName() + (text == null ? "" : ": " + text);
   }
 
-  /** Does what the URL asks for until the connection's end, and tells of it; in a thread. */
+  /** Does in a thread what the URL asks for until the connection ends, and reports what was seen. */
   static void start(URI where, Connection connection) {
     new Thread(
             () -> {
@@ -206,7 +206,7 @@ final class Behaviour {
         sending.start();
         while (connection.receive() != null) {}
         sending.join(1000);
-        sending.interrupt(); // that is: the library takes it, and says nothing
+        sending.interrupt(); // The library takes everything, and says nothing.
         sending.join();
       }
       case "/close" -> {
@@ -274,7 +274,7 @@ final class Behaviour {
     System.exit(0);
   }
 
-  /** The version that the manifest of a class's archive tells. */
+  /** Returns the version in the name of a class's archive. */
   static String versionOf(Class<?> type) {
     Matcher name =
         Pattern.compile("-(\\d[^/]*)\\.jar")
@@ -282,7 +282,7 @@ final class Behaviour {
     return name.find() ? name.group(1) : "";
   }
 
-  // The PEM files
+  // PEM files
 
   private static List<byte[]> pem(String path, String kind) throws Exception {
     List<byte[]> found = new ArrayList<>();
@@ -311,7 +311,7 @@ final class Behaviour {
     return (X509TrustManager) factory.getTrustManagers()[0];
   }
 
-  /** For a server's and a client's end. */
+  /** Returns the TLS settings of both the server's and the client's end. */
   static SSLContext tls(String[] arguments) throws Exception {
     PrivateKey key =
         KeyFactory.getInstance("EC")

@@ -3,7 +3,10 @@ package peers;
 import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.BlockingQueue;
 
-/** What a library's thread has told: one message at a time, so that it reads no more than is taken. */
+/**
+ * What a library's thread hands over to the program's thread. By default it holds one message, so that the
+ * library reads no more than the program takes.
+ */
 final class Inbox {
   private static final byte[] END = new byte[0];
 
@@ -30,7 +33,7 @@ final class Inbox {
     }
   }
 
-  /** A Close has come. */
+  /** Notes that a Close has come. */
   void close(int code, String reason) {
     this.code = code;
     this.reason = reason;

@@ -7,14 +7,14 @@ import java.nio.ByteBuffer;
 import java.util.List;
 import java.util.concurrent.CompletionStage;
 
-/** java.net.http.WebSocket of the JDK; a client only. */
+/** java.net.http.WebSocket of the JDK, which is a client only. */
 final class JavaNetHttp extends Behaviour.Connection implements WebSocket.Listener {
   private WebSocket socket;
   private String awaited;
   private Runnable done;
 
   private JavaNetHttp() {
-    super(new Inbox(3)); // it tells no more than is requested, but for the end
+    super(new Inbox(3)); // It tells no more than is requested, except the end.
   }
 
   @Override
@@ -30,7 +30,7 @@ final class JavaNetHttp extends Behaviour.Connection implements WebSocket.Listen
 
   @Override
   public CompletionStage<?> onPing(WebSocket socket, ByteBuffer payload) {
-    socket.request(1); // it counts as a message
+    socket.request(1); // A Ping counts as a message.
     return null;
   }
 

@@ -30,11 +30,11 @@ final class JavaWebSocket extends Behaviour.Connection {
   private volatile Runnable done;
 
   private JavaWebSocket(WebSocket socket) {
-    super(new Inbox(100_000)); // were a callback to wait, its server would not even write any more
+    super(new Inbox(100_000)); // If a callback waited, its server would not even write.
     this.socket = socket;
   }
 
-  /** At the end nobody knows any more. */
+  /** Notes the subprotocol, because nobody knows it at the end. */
   private void opened() {
     IProtocol protocol = socket.getProtocol();
     subprotocol = protocol == null ? null : protocol.getProvidedProtocol();
@@ -63,7 +63,7 @@ final class JavaWebSocket extends Behaviour.Connection {
   void send(byte[] data) throws Exception {
     socket.send(data);
     while (socket.hasBufferedData() && socket.isOpen()) {
-      Thread.sleep(1); // its queue takes everything, and does not wait
+      Thread.sleep(1); // Its queue takes everything, and does not wait.
     }
   }
 
@@ -102,7 +102,7 @@ final class JavaWebSocket extends Behaviour.Connection {
   private static Draft_6455 draft(List<String> subprotocols) {
     List<IProtocol> protocols = new ArrayList<>();
     subprotocols.forEach(name -> protocols.add(new Protocol(name)));
-    protocols.add(new Protocol("")); // or none
+    protocols.add(new Protocol("")); // The client may also get none.
     return new Draft_6455(List.of(), protocols);
   }
 

@@ -36,7 +36,7 @@ import java.util.concurrent.CompletableFuture;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.SSLEngine;
 
-/** Netty, with its protocol handlers as they are by default, and reading only when the program does. */
+/** Netty with its protocol handlers as they are by default. It reads only when the program does. */
 final class Netty extends Behaviour.Connection {
   private static final EventLoopGroup LOOPS =
       new MultiThreadIoEventLoopGroup(2, NioIoHandler.newFactory());
@@ -49,11 +49,11 @@ final class Netty extends Behaviour.Connection {
   private volatile Runnable done;
 
   private Netty(Channel channel) {
-    super(new Inbox(100_000)); // one read may give many frames
+    super(new Inbox(100_000)); // One read may give many frames.
     this.channel = channel;
   }
 
-  /** The last of the pipeline: what the protocol handler leaves to a program. */
+  /** The last handler of the pipeline gets what the protocol handler leaves to a program. */
   private final ChannelInboundHandlerAdapter program =
       new ChannelInboundHandlerAdapter() {
         @Override
@@ -107,7 +107,7 @@ final class Netty extends Behaviour.Connection {
         }
       };
 
-  /** Before the protocol handler, which keeps a Close to itself. */
+  /** This handler comes before the protocol handler, which keeps a Close to itself. */
   private final ChannelInboundHandlerAdapter closes =
       new ChannelInboundHandlerAdapter() {
         @Override
@@ -121,8 +121,8 @@ final class Netty extends Behaviour.Connection {
 
   @Override
   byte[] receive() throws Exception {
-    // In the channel's thread, so that no message comes between the look and the read. A read too
-    // many would take what comes while the program pauses.
+    // This runs in the channel's thread, so that no message comes between the look and the read. A
+    // needless read would take what comes while the program pauses.
     channel
         .eventLoop()
         .submit(
@@ -171,7 +171,7 @@ final class Netty extends Behaviour.Connection {
 
   @Override
   void drop() {
-    channel.pipeline().firstContext().close(); // else its protocol handler would send a Close
+    channel.pipeline().firstContext().close(); // Its protocol handler would send a Close.
   }
 
   @Override

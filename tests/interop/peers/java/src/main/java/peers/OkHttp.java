@@ -49,7 +49,7 @@ final class OkHttp extends Behaviour.Connection {
   @Override
   void send(byte[] data) throws Exception {
     while (socket.queueSize() > 65536) {
-      Thread.sleep(1); // its queue takes 16 MiB, and does not wait
+      Thread.sleep(1); // Its queue takes 16 MiB, and does not wait.
     }
     if (!socket.send(ByteString.of(data))) {
       throw new IOException("send: false");
