@@ -37,6 +37,22 @@ def has_timer() -> bool:
     return "trio_wsstream._alarm._Timer._run" in {task.name for task in tasks}
 
 
+async def test_a_bug_in_keepalive_raises_into_the_nursery_of_the_stream_and_ends_no_run(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError("a bug")
+
+    with pytest.raises(ExceptionGroup) as told:
+        async with background() as nursery:
+            stream, _ = await stream_pair(nursery, "memory", CONFIG, CONFIG)
+            await trio.sleep(25)
+            assert has_timer()
+            monkeypatch.setattr(type(stream._keepalive), "next_action", fail)
+            await trio.sleep(1000)
+    assert told.group_contains(LookupError)
+
+
 @pytest.mark.parametrize("callers_read", [True, False])
 async def test_keepalive_wakes_no_task_but_to_read_what_comes(
     callers_read: bool, autojump_clock: MockClock

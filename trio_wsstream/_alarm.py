@@ -144,7 +144,10 @@ class Alarm(weakref.ref[Stream]):
             self._called_at = math.inf
             stream = self()
             if stream is not None:
-                self._call(stream)
+                try:
+                    self._call(stream)
+                except Exception:  # The stream's task meets it again, and raises it where it runs.
+                    self.ring()
 
     def retire(self) -> None:
         """The stream has ended: ring for the last time, and do not warn of garbage."""
