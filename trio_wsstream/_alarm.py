@@ -146,7 +146,7 @@ class Alarm(weakref.ref[Stream]):
             if stream is not None:
                 try:
                     self._call(stream)
-                except Exception:  # The stream's task meets it again, and raises it where it runs.
+                except Exception:  # noqa: BLE001  # The stream's task meets and raises it again.
                     self.ring()
 
     def retire(self) -> None:
