@@ -107,9 +107,13 @@ class TlsWire(SocketWire):
         return bool(poll.poll(0))
 
     def _take_encrypted(self) -> bytes:
+        """Take what is to be written, after the session tickets that `trio.SSLStream` holds back."""
         encrypted = self._outgoing.read()
-        delayed, self._stream._delayed_outgoing = self._stream._delayed_outgoing, None
-        return delayed + encrypted if delayed else encrypted
+        delayed: bytes | None = self._stream._delayed_outgoing
+        if delayed is None:
+            return encrypted
+        self._stream._delayed_outgoing = None
+        return delayed + encrypted
 
     def _encrypt(self, buffers: Sequence[Buffer]) -> bytes:
         """Encrypt frames in two buffers each, or one buffer of bytes.
