@@ -107,7 +107,7 @@ class TlsWire(SocketWire):
         return bool(poll.poll(0))
 
     def _take_encrypted(self) -> bytes:
-        """Take what is to be written, after the session tickets that `trio.SSLStream` holds back."""
+        """Take what is to be written, after the session tickets that the SSLStream holds back."""
         encrypted = self._outgoing.read()
         delayed: bytes | None = self._stream._delayed_outgoing
         if delayed is None:
