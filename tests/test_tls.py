@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import select
 import shutil
+import socket
 import ssl
 import subprocess
+import weakref
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +19,13 @@ import trio
 from tricycle import TextReceiveStream
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wsstream import WsByteStream, WsListener, open_ws_stream
+from trio_wsstream import (
+    ConnectionLost,
+    StreamConfig,
+    WsByteStream,
+    WsListener,
+    open_ws_stream,
+)
 from trio_wsstream._read_size import TLS_RECORD as RECORD
 from trio_wsstream._tls import TlsWire, adapt
 from trio_wsstream._transport import StreamWire
@@ -85,6 +96,20 @@ async def test_other_tls_goes_through_the_ssl_stream(kind: str) -> None:
         )
     for end in ends:
         assert type(adapt(end)) is StreamWire
+        await trio.aclose_forcefully(end)
+
+
+async def test_an_ssl_stream_that_is_broken_stays_broken() -> None:
+    ends = await tls_transport()
+    async with background() as nursery:
+        client, _ = await connection_pair(nursery, ends)
+        with trio.move_on_after(0.05):
+            await client.send_message(MUCH)
+        stream = WsByteStream(client, nursery)
+        assert type(stream._wire) is StreamWire
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"inside the record that was cut off")
+    for end in ends:
         await trio.aclose_forcefully(end)
 
 
@@ -200,6 +225,55 @@ async def test_bytes_that_are_no_tls_are_an_error_after_the_data_before_them() -
         assert "alert" in str(told.value.__cause__).lower()
 
 
+@pytest.mark.parametrize("https_compatible", [True, False])
+async def test_an_error_of_reading_does_not_keep_the_stream(https_compatible: bool) -> None:
+    ends = await tls_transport()
+    for end in ends:
+        end._https_compatible = https_compatible
+    async with background() as nursery:
+        client, _ = await connection_pair(nursery, ends)
+        stream = WsByteStream(client, nursery)
+        await wait_all_tasks_blocked(0.05)
+        ends[1].transport_stream.socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await stream.aclose()
+        gc.disable()
+        try:
+            reference = weakref.ref(stream)
+            del stream, client
+            await wait_all_tasks_blocked(0.01)
+            assert reference() is None
+        finally:
+            gc.enable()
+    for end in ends:
+        await trio.aclose_forcefully(end)
+
+
+async def test_records_without_data_leave_other_tasks_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = 0
+    wait_readable = trio.lowlevel.wait_readable
+
+    async def count(sock: Any) -> None:
+        nonlocal waits
+        waits += 1
+        await wait_readable(sock)
+
+    async with tls_ends(server_side=True) as (wire, peer):
+        await peer.send_all(bytes(100_000))
+        read, reads = os.read, []
+        monkeypatch.setattr(TlsWire, "_decrypt", lambda *_: None if reads[-1] else b"")
+        monkeypatch.setattr(os, "read", lambda *how: reads.append(read(*how)) or reads[-1])
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", count)
+        await peer.aclose()
+        wire._has_more = False
+        assert await wire.receive_some(1000) == b""
+        assert len(reads) > 5
+        assert waits >= len(reads) - 1
+
+
 # What TLS has to say itself
 
 
@@ -261,7 +335,7 @@ async def test_new_keys_of_the_peer_are_taken_and_answered(
             await process.stdin.send_all(b"hello\n")
             assert await wire.receive_some(100) == b"hello\n"  # after the session tickets
             if is_blocked:
-                wire._rest = wire._encrypt((b"what was not sent yet\n",))
+                wire._rest = wire._encrypt(b"what was not sent yet\n")
             await process.stdin.send_all(b"K\n")
             await trio.lowlevel.wait_readable(tcp.socket)
             await process.stdin.send_all(b"there\n")
@@ -284,6 +358,34 @@ async def test_a_server_sends_its_session_tickets_with_its_first_frame(small: bo
         assert wire.write_now(b"a frame") == b""
         assert await peer.receive_some() == b"a frame"
         assert peer.session.has_ticket
+
+
+async def test_an_answer_of_tls_that_does_not_fit_into_the_socket_goes_before_the_next_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with tls_ends(server_side=True) as (wire, peer):
+        wire._tls.write(b"an answer, ")
+        await peer.send_all(b"a question")
+        with monkeypatch.context() as full:
+            write = os.write
+            full.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+            assert await wire.receive_some(100) == b"a question"
+        assert not wire.is_inside_frame
+        await wire.write((b"a ", b"frame"))
+        received = b""
+        while not received.endswith(b"frame"):
+            received += await peer.receive_some()
+        assert received == b"an answer, a frame"
+
+
+async def test_a_peer_that_asks_and_takes_no_answers_is_given_up() -> None:
+    async with tls_ends(server_side=True) as (wire, peer):
+        wire._rest = b"what the socket does not take"
+        wire._outgoing.write(bytes(100_000))
+        await peer.send_all(b"data")
+        for _ in range(2):
+            with pytest.raises(ssl.SSLError, match="asks for new keys"):
+                await wire.receive_some(100)
 
 
 # Writing
@@ -345,6 +447,51 @@ async def test_a_socket_that_is_closed_on_a_slow_line_is_a_failure() -> None:
 
 
 # The stream
+
+
+async def test_what_the_reader_of_trio_websocket_leaves_in_a_buffer_is_received() -> None:
+    """It may have been woken before the takeover, and it takes only a part of what it reads."""
+    for _ in range(8):  # In some of them it has not been woken yet.
+        ends = await tls_transport()
+        async with background() as nursery:
+            client, server = await connection_pair(nursery, ends)
+            await wait_all_tasks_blocked(0.02)
+            peer = WsByteStream(server, nursery)
+            await wait_all_tasks_blocked(0.02)
+            await peer.send_all(bytes(20_000))
+            # The bytes arrive while no task runs, unless the reader has them already.
+            select.select([ends[0].transport_stream.socket], [], [], 0.02)
+            stream = WsByteStream(client, nursery)
+            received = 0
+            with trio.fail_after(30):
+                while received < 20_000:
+                    received += len(await stream.receive_some())
+            nursery.cancel_scope.cancel()
+        for end in ends:
+            await trio.aclose_forcefully(end)
+
+
+@pytest.mark.parametrize("how", ["end of TCP", "no TLS"])
+async def test_a_long_message_that_is_blocked_when_tls_breaks_raises_what_trio_raises(
+    how: str,
+) -> None:
+    ends = await tls_transport()
+    async with background() as nursery:
+        client, server = await connection_pair(nursery, ends)
+        WsByteStream(server, nursery)  # It reads nothing but a little ahead.
+        stream = WsByteStream(client, nursery, StreamConfig(max_message_size=1 << 30))
+        beneath = ends[1].transport_stream
+
+        async def break_tls() -> None:
+            await wait_all_tasks_blocked(0.05)
+            await (beneath.send_eof() if how == "end of TCP" else beneath.send_all(b"no TLS" * 20))
+
+        nursery.start_soon(break_tls)
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError) as told:
+            await stream.send_all(MUCH)
+        assert isinstance(told.value.__cause__, ConnectionLost)
+    for end in ends:
+        await trio.aclose_forcefully(end)
 
 
 @pytest.mark.parametrize("how", ["open_ws_stream", "wrap_websocket"])

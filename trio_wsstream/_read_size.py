@@ -7,8 +7,8 @@ after `_PATIENCE` reads. Inside one very long frame no headers will come. A read
 then stays aligned with the peer's writes; otherwise each read leaves a remainder of another size,
 and malloc keeps all of those apart.
 
-*Over a `trio.SSLStream`* a read brings one record at the most (RFC 8446, 5.1), but Python makes
-room for all that was asked for. So nobody asks for more than one record.
+*Where a `trio.SSLStream` itself is read* (`StreamWire`), a read brings one record at the most (RFC
+8446, 5.1), but Python makes room for all that was asked for. So nobody asks for more than one.
 
 *The heap.* A read of two frames takes 131,100 bytes, and as many are made of them for the caller.
 When both are free they lie at the end of the heap, where glibc keeps 128 KiB at first, and gives

@@ -7,18 +7,21 @@ the two buffers of that. It fills the one from the socket, and decrypts as many 
 asks for. It writes what it finds in the other as `SocketWire` writes a frame: after a cancellation
 the rest is kept and goes out first. So nothing is lost.
 
-*Nobody else may use the SSLStream* meanwhile. It does the handshake of TLS before, and the closing
-after. On a connection that trio-websocket has opened, the first frame waits until its tasks have
-left the `SSLStream`. Where that may take long, the connection gets a `StreamWire`.
+*Nobody else may read or write the SSLStream* meanwhile. It does the handshake of TLS before, and
+the closing after. On a connection that trio-websocket has opened, the first frame waits until its
+tasks have left the `SSLStream`. Where that may take long, the connection gets a `StreamWire`.
 
 *TLS 1.3 only.* In older versions either side may start a new handshake, and then writing has to
 wait for reading. In TLS 1.3 the peer may send other keys, or ask for a certificate (RFC 8446, 4.6).
-OpenSSL answers by itself, into the buffer of what is to be written. That answer goes out at once if
-the socket takes it, and else before the next frame.
+OpenSSL answers by itself, into the buffer of what is to be written. What a read finds there goes
+out at once if the socket takes it, and else before the next frame.
+
+*Memory.* The two buffers never shrink. So no more than about one frame goes into them at once.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import select
 import ssl
@@ -27,17 +30,19 @@ from typing import Any, Final
 
 import trio
 
-from ._frames import Buffer
-from ._read_size import TLS_RECORD
-from ._transport import SocketWire, StreamWire, own_socket, shut_down, unsent_in
+from ._frames import MAX_HEADER, Buffer
+from ._read_size import PAYLOAD_SIZE, TLS_RECORD
+from ._transport import SocketWire, StreamWire, own_socket, shut_down, unsent, unsent_in
 
 _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
+_MOST: Final = PAYLOAD_SIZE + MAX_HEADER  # bytes of one read, before what TLS adds
+_MOST_ANSWERS: Final = 65536  # bytes that a peer has us answer while it reads nothing
 
 
 class TlsWire(SocketWire):
     """Reads and writes the TLS 1.3 of a `trio.SSLStream` over a `trio.SocketStream`."""
 
-    __slots__ = ("_error", "_has_more", "_incoming", "_outgoing", "_tls")
+    __slots__ = ("_answer", "_error", "_has_more", "_incoming", "_outgoing", "_tls")
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         super().__init__(stream.transport_stream)
@@ -45,13 +50,15 @@ class TlsWire(SocketWire):
         self._tls: ssl.SSLObject = self._stream._ssl_object
         self._incoming: ssl.MemoryBIO = self._stream._incoming
         self._outgoing: ssl.MemoryBIO = self._stream._outgoing
+        self._answer = b""  # the rest of what TLS itself has to say, before the next frame
         self._error: ssl.SSLError | None = None  # of reading
-        self._has_more = self._is_pending()
+        self._has_more = True  # Perhaps: the last read of trio-websocket's task may leave records.
 
     def _read_now(self, max_bytes: int) -> bytes | None:
         data = self._decrypt(max_bytes) if self._has_more else None
-        while data is None:
-            received = super()._read_now(max_bytes + (max_bytes // TLS_RECORD + 1) * _OVERHEAD)
+        if data is None:  # This is no loop: records without data must not keep other tasks waiting.
+            size = min(max(max_bytes, TLS_RECORD), _MOST)
+            received = super()._read_now(size + (size // TLS_RECORD + 1) * _OVERHEAD)
             if received is None:
                 return None
             if received:
@@ -83,15 +90,18 @@ class TlsWire(SocketWire):
         except ssl.SSLError as error:
             self._has_more = True
             self._error = error.with_traceback(None)  # OpenSSL would tell another one next time.
-        if self._outgoing.pending and not self._rest and self._takes_bytes():
-            self._rest = super().write_now(self._take_encrypted())
+        if (self._outgoing.pending or self._answer) and not self._rest and self._takes_bytes():
+            self._answer = super().write_now(self._take_encrypted())
+        if self._outgoing.pending > _MOST_ANSWERS:
+            self._has_more = True
+            self._error = ssl.SSLError("the peer asks for new keys, and takes no answers")
         if pieces:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._error is None:
             return None
         if isinstance(self._error, ssl.SSLEOFError) and self._stream._https_compatible:
             return b""
-        raise self._error
+        raise copy.copy(self._error)  # Its traceback holds the stream.
 
     def _is_pending(self) -> bool:
         return bool(self._incoming.pending or self._tls.pending())
@@ -108,34 +118,31 @@ class TlsWire(SocketWire):
 
     def _take_encrypted(self) -> bytes:
         """Take what is to be written, after the session tickets that the SSLStream holds back."""
-        encrypted = self._outgoing.read()
+        encrypted = self._answer + self._outgoing.read()
+        self._answer = b""
         delayed: bytes | None = self._stream._delayed_outgoing
         if delayed is None:
             return encrypted
         self._stream._delayed_outgoing = None
         return delayed + encrypted
 
-    def _encrypt(self, buffers: Sequence[Buffer]) -> bytes:
-        """Encrypt frames in two buffers each, or one buffer of bytes.
+    def _encrypt(self, header: Buffer, payload: Buffer = b"") -> bytes:
+        """Encrypt a frame.
 
-        The payload of a long frame is copied only as far as it shares a record with the header.
+        The payload of a long one is copied only as far as it shares a record with the header.
         """
-        write = self._tls.write
-        if len(buffers) == 1:
-            write(buffers[0])
-        for header, payload in zip(buffers[::2], buffers[1::2], strict=False):
-            room = TLS_RECORD - len(header)
-            if len(payload) <= room:
-                write(b"".join((header, payload)))
-            else:
-                with memoryview(payload) as view:
-                    write(b"".join((header, view[:room])))
-                    write(view[room:])
+        room = max(0, TLS_RECORD - len(header))
+        if len(payload) <= room:
+            self._tls.write(b"".join((header, payload)))
+        else:
+            with memoryview(payload) as view:
+                self._tls.write(b"".join((header, view[:room])))
+                self._tls.write(view[room:])
         return self._take_encrypted()
 
     def is_readable(self) -> bool:
         """Whether something can be read without waiting: see `_Wire.is_readable`."""
-        return self._has_more or super().is_readable()
+        return self._error is not None or self._is_pending() or super().is_readable()
 
     def write_now(self, data: bytes) -> bytes:
         """Write without waiting. The result is all of ``data`` if the rest of a frame must go out
@@ -144,16 +151,16 @@ class TlsWire(SocketWire):
         if self._rest:
             return data
         try:
-            self._rest = super().write_now(self._encrypt((data,)))
+            self._rest = super().write_now(self._encrypt(data))
         except ssl.SSLError as error:
             self.note_failure(error)
         return b""
 
     async def write(self, buffers: Sequence[Buffer]) -> int:
-        """Write a frame, or the first of two: see `StreamWire.write`.
+        """Write one or two frames: see `StreamWire.write`. This waits for both.
 
         A frame that has been encrypted must be sent (RFC 8446, 5.3). So if this is cancelled after
-        that, the rest of the frame is kept, and the next call writes it first. On a slow line this
+        that, the rest of the frames is kept, and the next call writes it first. On a slow line this
         waits for the socket before it encrypts.
         """
         try:
@@ -163,9 +170,12 @@ class TlsWire(SocketWire):
             if self.limit is not None:
                 while not self._takes_bytes():
                     await self._wait_writable()
-            self._rest = rest = self._encrypt(buffers)
-            sent = self._writev((rest,))
-            self._rest = rest[sent:]
+            encrypted = [self._encrypt(*buffers[:2])]
+            if len(buffers) > 2:
+                encrypted.append(self._encrypt(*buffers[2:]))
+            sent = self._writev(encrypted)
+            if sent < sum(map(len, encrypted)):
+                self._rest = unsent(encrypted, sent)
             if sent:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             if self._rest:
@@ -182,12 +192,17 @@ class TlsWire(SocketWire):
             self._rest = self._take_encrypted()  # an answer that has come about meanwhile
 
     def _keep(self, data: Buffer) -> None:
-        if data:
-            super()._keep(self._encrypt((data,)))
+        try:
+            with memoryview(data) as view:
+                starts = range(0, len(view), PAYLOAD_SIZE)
+                pieces = [self._encrypt(view[start : start + PAYLOAD_SIZE]) for start in starts]
+            super()._keep(b"".join(pieces))
+        except ssl.SSLError as error:
+            self.note_failure(error)
 
     async def aclose(self, deadline: float) -> None:
         """Close the stream, and end TCP: see `_Wire.aclose`."""
-        if self._rest or self._stream._https_compatible:
+        if self._rest or self._answer or self._stream._https_compatible:
             # TLS says no goodbye: after a record that is cut off, no other has a meaning.
             await self.aclose_forcefully()
         else:
@@ -215,13 +230,16 @@ def adapt(stream: trio.abc.Stream, *, is_shared: bool = False) -> StreamWire | S
         return SocketWire(stream)
     if type(stream) is trio.SSLStream and not is_shared:
         beneath = stream.transport_stream
-        if type(beneath) is trio.SocketStream and own_socket(beneath) and _is_tls_1_3(stream):
+        if type(beneath) is trio.SocketStream and own_socket(beneath) and _is_known(stream):
             return TlsWire(stream)
     return StreamWire(stream)
 
 
-def _is_tls_1_3(stream: trio.SSLStream[Any]) -> bool:
+def _is_known(stream: Any) -> bool:
+    """Return whether a `TlsWire` knows its way about in ``stream``."""
     try:
-        return bool(stream.version() == "TLSv1.3")
-    except trio.NeedHandshakeError:
+        names = stream._ssl_object, stream._incoming, stream._outgoing, stream._delayed_outgoing
+        is_whole: bool = stream._state.name == "OK" and len(names) == 4
+        return is_whole and stream.version() == "TLSv1.3"
+    except (trio.NeedHandshakeError, AttributeError):  # It is too early, or another Trio.
         return False

@@ -73,7 +73,7 @@ def _waited_for(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
     return buffers if is_short else buffers[:2]
 
 
-def _unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
+def unsent(buffers: Sequence[Buffer], sent: int) -> Buffer:
     """Return the rest of ``buffers``. It is a copy, unless the whole rest is in the last buffer."""
     index = 0
     while sent >= len(buffers[index]):
@@ -384,7 +384,7 @@ class SocketWire(_Wire):
                 buffers = _waited_for(buffers)
                 left = sum(map(len, buffers)) - sent
             if left:
-                self._rest = _unsent(buffers, sent)
+                self._rest = unsent(buffers, sent)
                 await self._write_rest()
             return len(buffers)
         except OSError as error:
