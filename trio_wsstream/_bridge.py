@@ -12,8 +12,8 @@ two halves of a `trio.StapledStream` have nothing to do with each other, so that
 never end.
 
 *A WebSocket may break, or be closed by another task, while its pump waits for the sink.* So a pump
-that has to wait gets a task that attends to the WebSocket (`_attend`). A sink that is only slow, and
-takes a chunk within `_SETTLING`, still gets what came before.
+that has to wait gets a task that attends to the WebSocket (`_attend`). A sink that is only slow
+still gets what came before, as long as it takes each chunk within `_SETTLING`.
 
 *A WebSocket whose receiving side has ended may still vanish*, and only a send would notice. So the
 pump that has passed the end on waits for `StreamClosed`, as long as the other direction is open. It
