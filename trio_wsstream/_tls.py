@@ -131,8 +131,8 @@ class TlsWire(SocketWire):
 
         The payload of a long one is copied only as far as it shares a record with the header.
         """
-        room = max(0, TLS_RECORD - len(header))
-        if len(payload) <= room:
+        room = TLS_RECORD - len(header)
+        if not payload or len(payload) <= room:
             self._tls.write(b"".join((header, payload)))
         else:
             with memoryview(payload) as view:
