@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import weakref
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from trio_wsstream._tls import TlsWire, adapt
 from trio_wsstream._transport import StreamWire
 
 from .support.pairs import connection_pair, stream_pair
-from .support.tasks import background
+from .support.tasks import background, cancel_when_all_is_blocked
 from .support.transports import (
     AUTHORITY,
     CLIENT_TLS,
@@ -102,8 +102,10 @@ async def test_other_tls_goes_through_the_ssl_stream(kind: str) -> None:
 async def test_an_ssl_stream_that_is_broken_stays_broken() -> None:
     ends = await tls_transport()
     async with background() as nursery:
-        client, _ = await connection_pair(nursery, ends)
-        with trio.move_on_after(0.05):
+        client, server = await connection_pair(nursery, ends)
+        WsByteStream(server, nursery)  # It reads nothing but a little ahead.
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel_when_all_is_blocked, scope)
             await client.send_message(MUCH)
         stream = WsByteStream(client, nursery)
         assert type(stream._wire) is StreamWire
@@ -130,7 +132,8 @@ async def test_nothing_is_written_before_the_reader_of_trio_websocket_has_left_t
 async def test_where_trio_websocket_is_still_sending_it_goes_through_the_ssl_stream() -> None:
     ends = await tls_transport()
     async with background() as nursery:
-        client, _ = await connection_pair(nursery, ends)
+        client, server = await connection_pair(nursery, ends)
+        WsByteStream(server, nursery)  # It reads nothing but a little ahead.
         nursery.start_soon(client.send_message, MUCH)
         await wait_all_tasks_blocked(0.05)
         stream = WsByteStream(client, nursery)
@@ -300,10 +303,13 @@ async def test_a_client_answers_when_the_server_asks_for_its_certificate() -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wire.receive_some, 100)
             server._ssl_object.verify_client_post_handshake()
-            with trio.move_on_after(0.2):
-                await server.receive_some()  # sends the question, and takes the answer
-            assert server.getpeercert()
-            await server.send_all(b"thank you")
+            nursery.start_soon(server.receive_some)  # sends the question, and takes the answer
+            certificate = None
+            while not certificate:
+                await wait_all_tasks_blocked(0.01)
+                with suppress(ValueError):  # It has not come yet.
+                    certificate = server.getpeercert()
+            nursery.cancel_scope.cancel()
     await trio.aclose_forcefully(client)
     await trio.aclose_forcefully(server)
 
@@ -421,18 +427,19 @@ async def test_a_frame_fills_records(size: int, kind: Any) -> None:
 async def test_on_a_slow_line_nothing_is_encrypted_before_the_socket_takes_it() -> None:
     async with tls_ends(small=True) as (wire, peer):
         wire.limit = 1000
+        written = 0
         with trio.move_on_after(0.05):
             while True:
                 await wire.write((b"header", b"payload"))
+                written += 13
         assert not wire.is_inside_frame
         with trio.move_on_after(0.01) as scope:
             await wire.write((b"not", b"begun"))
         assert scope.cancelled_caught
         received = b""
-        with trio.move_on_after(0.05):
-            while True:
-                received += await peer.receive_some()
-        assert received == b"headerpayload" * (len(received) // 13)
+        while len(received) < written:
+            received += await peer.receive_some()
+        assert received == b"headerpayload" * (written // 13)
         await wire.write((b"the", b"next"))
         assert await peer.receive_some() == b"thenext"
 
