@@ -255,7 +255,7 @@ class _Pump:
         is_answer = self.other.direction.end is BridgeEnd.ENDED
         if is_answer and isinstance(self.sink, WsByteStream):
             return
-        sock = own_socket(self.sink) if type(self.sink) is trio.SocketStream else None
+        sock = own_socket(self.sink)
         if sock is None:
             await self.sink.send_eof()
         else:
@@ -317,7 +317,7 @@ def _receiving_from(source: trio.abc.HalfCloseableStream) -> _Receive:
 
     It may raise an OSError in place of a `trio.BrokenResourceError`.
     """
-    sock = own_socket(source) if type(source) is trio.SocketStream else None
+    sock = own_socket(source)
     if sock is None:
         return source.receive_some
 
@@ -334,7 +334,7 @@ def _receiving_from(source: trio.abc.HalfCloseableStream) -> _Receive:
 
 def _sending_to(sink: trio.abc.HalfCloseableStream, waits: Callable[[], None]) -> _Send:
     """Return what writes to ``sink``: see `_receiving_from`. It calls ``waits`` before it waits."""
-    sock = own_socket(sink) if type(sink) is trio.SocketStream else None
+    sock = own_socket(sink)
     if sock is None:
         return sink.send_all
 

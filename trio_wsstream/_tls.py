@@ -34,6 +34,9 @@ from ._frames import MAX_HEADER, Buffer
 from ._read_size import PAYLOAD_SIZE, TLS_RECORD
 from ._transport import SocketWire, StreamWire, own_socket, shut_down, unsent, unsent_in
 
+_PARTS: Final = ("_delayed_outgoing", "_incoming", "_outgoing", "_ssl_object", "_state")
+"""The private attributes of a `trio.SSLStream` that this file reads or sets."""
+
 _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
 _MOST: Final = PAYLOAD_SIZE + MAX_HEADER  # bytes of one read, before what TLS adds
 _MOST_ANSWERS: Final = 65536  # bytes that a peer has us answer while it reads nothing
@@ -228,18 +231,18 @@ def adapt(stream: trio.abc.Stream, *, is_shared: bool = False) -> StreamWire | S
         return StreamWire(stream)
     if type(stream) is trio.SocketStream and own_socket(stream):
         return SocketWire(stream)
-    if type(stream) is trio.SSLStream and not is_shared:
-        beneath = stream.transport_stream
-        if type(beneath) is trio.SocketStream and own_socket(beneath) and _is_known(stream):
-            return TlsWire(stream)
+    if type(stream) is trio.SSLStream and not is_shared and _is_known(stream):
+        return TlsWire(stream)
     return StreamWire(stream)
 
 
 def _is_known(stream: Any) -> bool:
-    """Return whether a `TlsWire` knows its way about in ``stream``."""
+    """Return whether a `TlsWire` knows its way about in ``stream``, and in what is beneath."""
+    if not all(hasattr(stream, part) for part in _PARTS):  # It is that of another Trio.
+        return False
+    if own_socket(stream.transport_stream) is None:
+        return False
     try:
-        names = stream._ssl_object, stream._incoming, stream._outgoing, stream._delayed_outgoing
-        is_whole: bool = stream._state.name == "OK" and len(names) == 4
-        return is_whole and stream.version() == "TLSv1.3"
-    except (trio.NeedHandshakeError, AttributeError):  # It is too early, or another Trio.
+        return bool(stream._state.name == "OK" and stream.version() == "TLSv1.3")
+    except trio.NeedHandshakeError:
         return False
