@@ -45,6 +45,7 @@ from typing import Final
 import attrs
 import trio
 
+from ._checks import check_half_closeable
 from ._errors import ConnectionLost
 from ._events import StreamClosed
 from ._protocol import HALF_CLOSE
@@ -151,9 +152,8 @@ async def bridge(
       TypeError: ``a`` or ``b`` is no `trio.abc.HalfCloseableStream`, such as a `trio.SSLStream`.
           Nothing has been touched then.
     """
-    for name, stream in (("a", a), ("b", b)):
-        if not isinstance(stream, trio.abc.HalfCloseableStream):
-            raise TypeError(f"{name} must be a trio.abc.HalfCloseableStream, not {stream!r}")
+    check_half_closeable("a", a)
+    check_half_closeable("b", b)
     result = BridgeResult() if result is None else result
     there, back = _Pump(a, b, result.a_to_b), _Pump(b, a, result.b_to_a)
     there.other, back.other = back, there

@@ -32,6 +32,11 @@ def check_nursery(name: str, nursery: object) -> None:
         )
 
 
+def check_half_closeable(name: str, stream: object) -> None:
+    if not isinstance(stream, trio.abc.HalfCloseableStream):
+        raise TypeError(f"{name} must be a trio.abc.HalfCloseableStream, not {stream!r}")
+
+
 def check_integer(name: str, value: SupportsIndex) -> int:
     try:
         return operator.index(value)

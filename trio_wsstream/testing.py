@@ -21,7 +21,7 @@ import trio
 import trio.testing
 
 from . import _takeover, serve_ws
-from ._checks import check_seconds
+from ._checks import check_half_closeable, check_seconds
 from ._config import StreamConfig
 from ._open import open_nursery, open_ws_stream
 from ._serve import Handler
@@ -161,8 +161,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, transport: trio.abc.HalfCloseableStream) -> None:
-        if not isinstance(transport, trio.abc.HalfCloseableStream):
-            raise TypeError(f"transport must be a trio.abc.HalfCloseableStream, not {transport!r}")
+        check_half_closeable("transport", transport)
         self._transport = transport
         self._left = math.inf  # bytes that may still be sent
         self._passes = trio.Event()  # what is sent and received, while this is set
