@@ -193,22 +193,27 @@ async def test_a_call_cancelled_at_any_step_on_a_slow_socket_is_a_whole_message_
     assert outcomes == {True, False}
 
 
+def block_after(stream: WsByteStream, written: int) -> None:
+    """Let the transport take so many fragments, then none, and all of them after that."""
+    real, calls = stream._transport.wait_send_all_might_not_block, 0
+
+    async def wait() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == written + 1:
+            await trio.sleep_forever()
+        await real()
+
+    stream._transport.wait_send_all_might_not_block = wait  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("written", range(8))
 async def test_a_call_cancelled_between_fragments_under_tls_1_2_is_a_whole_message_or_none(
     written: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with background() as nursery:
         stream, peer = await slow_pair(nursery, "TLS 1.2", monkeypatch)
-        real, calls = stream._transport.wait_send_all_might_not_block, 0
-
-        async def wait() -> None:
-            nonlocal calls
-            calls += 1
-            if calls == written + 1:
-                await trio.sleep_forever()
-            await real()
-
-        stream._transport.wait_send_all_might_not_block = wait  # type: ignore[method-assign]
+        block_after(stream, written)
         with trio.move_on_after(1) as scope:
             await stream.send_all(DATA)
         assert scope.cancelled_caught
@@ -234,16 +239,7 @@ async def test_the_rest_of_a_message_comes_before_the_next_one_although_the_peer
         await peer.send(BINARY, b"read by trio-websocket")
         await stream.receive_some()
         await peer.transport.transport_stream.send_eof()
-        real, calls = stream._transport.wait_send_all_might_not_block, 0
-
-        async def wait() -> None:
-            nonlocal calls
-            calls += 1
-            if calls == written + 1:
-                await trio.sleep_forever()
-            await real()
-
-        stream._transport.wait_send_all_might_not_block = wait  # type: ignore[method-assign]
+        block_after(stream, written)
         async with trio.open_nursery() as sending:
             sending.start_soon(stream.send_all, DATA)
             await wait_all_tasks_blocked()

@@ -45,7 +45,7 @@ from .support.transports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable
     from pathlib import Path
 
 MUCH = bytes(range(256)) * 40_000
@@ -53,20 +53,30 @@ MUCH = bytes(range(256)) * 40_000
 
 
 @asynccontextmanager
+async def closed_in_the_end(
+    opening: Awaitable[tuple[trio.abc.Stream, trio.abc.Stream]],
+) -> AsyncGenerator[Any]:
+    """Yield both ends of a transport, and close them after the block."""
+    ends = await opening
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            await trio.aclose_forcefully(end)
+
+
+@asynccontextmanager
 async def tls_ends(
     *, small: bool = False, server_side: bool = False
 ) -> AsyncGenerator[tuple[TlsWire, trio.SSLStream[Any]]]:
     """Yield a wire over TLS, and the `trio.SSLStream` at the other end."""
-    ends = await over_tls(await (unix_transport if small else tcp_transport)())
-    ours, theirs = reversed(ends) if server_side else ends
-    wire = adapt(ours)
-    assert isinstance(wire, TlsWire)
-    try:
+    beneath = await (unix_transport if small else tcp_transport)()
+    async with closed_in_the_end(over_tls(beneath)) as ends:
+        ours, theirs = reversed(ends) if server_side else ends
+        wire = adapt(ours)
+        assert isinstance(wire, TlsWire)
         with trio.fail_after(30):
             yield wire, theirs
-    finally:
-        await trio.aclose_forcefully(ours)
-        await trio.aclose_forcefully(theirs)
 
 
 # Which transports have it
@@ -100,8 +110,7 @@ async def test_other_tls_goes_through_the_ssl_stream(kind: str) -> None:
 
 
 async def test_an_ssl_stream_that_is_broken_stays_broken() -> None:
-    ends = await tls_transport()
-    async with background() as nursery:
+    async with closed_in_the_end(tls_transport()) as ends, background() as nursery:
         client, server = await connection_pair(nursery, ends)
         WsByteStream(server, nursery)  # It reads nothing but a little ahead.
         with trio.CancelScope() as scope:
@@ -111,13 +120,10 @@ async def test_an_ssl_stream_that_is_broken_stays_broken() -> None:
         assert type(stream._wire) is StreamWire
         with pytest.raises(trio.BrokenResourceError):
             await stream.send_all(b"inside the record that was cut off")
-    for end in ends:
-        await trio.aclose_forcefully(end)
 
 
 async def test_nothing_is_written_before_the_reader_of_trio_websocket_has_left_the_tls() -> None:
-    ends = await tls_transport()
-    async with background() as nursery:
+    async with closed_in_the_end(tls_transport()) as ends, background() as nursery:
         client, _ = await connection_pair(nursery, ends)
         await wait_all_tasks_blocked(0.05)
         stream = WsByteStream(client, nursery)
@@ -125,13 +131,10 @@ async def test_nothing_is_written_before_the_reader_of_trio_websocket_has_left_t
         assert stream._writer.turn_is_taken
         await wait_all_tasks_blocked(0.01)
         assert not stream._writer.turn_is_taken
-    for end in ends:
-        await trio.aclose_forcefully(end)
 
 
 async def test_where_trio_websocket_is_still_sending_it_goes_through_the_ssl_stream() -> None:
-    ends = await tls_transport()
-    async with background() as nursery:
+    async with closed_in_the_end(tls_transport()) as ends, background() as nursery:
         client, server = await connection_pair(nursery, ends)
         WsByteStream(server, nursery)  # It reads nothing but a little ahead.
         nursery.start_soon(client.send_message, MUCH)
@@ -139,8 +142,6 @@ async def test_where_trio_websocket_is_still_sending_it_goes_through_the_ssl_str
         stream = WsByteStream(client, nursery)
         assert type(stream._wire) is StreamWire
         nursery.cancel_scope.cancel()
-    for end in ends:
-        await trio.aclose_forcefully(end)
 
 
 # Reading
@@ -178,16 +179,14 @@ async def test_a_record_that_is_left_in_a_buffer_is_readable() -> None:
 
 
 async def test_what_the_ssl_stream_has_read_and_not_returned_is_read_first() -> None:
-    ours, theirs = await tls_transport()
-    await theirs.send_all(b"1234")
-    assert await ours.receive_some(2) == b"12"
-    wire = adapt(ours)
-    assert isinstance(wire, TlsWire)
-    assert wire.is_readable()
-    with trio.fail_after(30):
-        assert await wire.receive_some(100) == b"34"
-    await trio.aclose_forcefully(ours)
-    await trio.aclose_forcefully(theirs)
+    async with closed_in_the_end(tls_transport()) as (ours, theirs):
+        await theirs.send_all(b"1234")
+        assert await ours.receive_some(2) == b"12"
+        wire = adapt(ours)
+        assert isinstance(wire, TlsWire)
+        assert wire.is_readable()
+        with trio.fail_after(30):
+            assert await wire.receive_some(100) == b"34"
 
 
 @pytest.mark.parametrize("has_said_goodbye", [True, False])
@@ -230,10 +229,9 @@ async def test_bytes_that_are_no_tls_are_an_error_after_the_data_before_them() -
 
 @pytest.mark.parametrize("https_compatible", [True, False])
 async def test_an_error_of_reading_does_not_keep_the_stream(https_compatible: bool) -> None:
-    ends = await tls_transport()
-    for end in ends:
-        end._https_compatible = https_compatible
-    async with background() as nursery:
+    async with closed_in_the_end(tls_transport()) as ends, background() as nursery:
+        for end in ends:
+            end._https_compatible = https_compatible
         client, _ = await connection_pair(nursery, ends)
         stream = WsByteStream(client, nursery)
         await wait_all_tasks_blocked(0.05)
@@ -249,8 +247,6 @@ async def test_an_error_of_reading_does_not_keep_the_stream(https_compatible: bo
             assert reference() is None
         finally:
             gc.enable()
-    for end in ends:
-        await trio.aclose_forcefully(end)
 
 
 async def test_records_without_data_leave_other_tasks_their_turn(
@@ -459,8 +455,7 @@ async def test_a_socket_that_is_closed_on_a_slow_line_is_a_failure() -> None:
 async def test_what_the_reader_of_trio_websocket_leaves_in_a_buffer_is_received() -> None:
     """It may have been woken before the takeover, and it takes only a part of what it reads."""
     for _ in range(8):  # In some of them it has not been woken yet.
-        ends = await tls_transport()
-        async with background() as nursery:
+        async with closed_in_the_end(tls_transport()) as ends, background() as nursery:
             client, server = await connection_pair(nursery, ends)
             await wait_all_tasks_blocked(0.02)
             peer = WsByteStream(server, nursery)
@@ -474,16 +469,13 @@ async def test_what_the_reader_of_trio_websocket_leaves_in_a_buffer_is_received(
                 while received < 20_000:
                     received += len(await stream.receive_some())
             nursery.cancel_scope.cancel()
-        for end in ends:
-            await trio.aclose_forcefully(end)
 
 
 @pytest.mark.parametrize("how", ["end of TCP", "no TLS"])
 async def test_a_long_message_that_is_blocked_when_tls_breaks_raises_what_trio_raises(
     how: str,
 ) -> None:
-    ends = await tls_transport()
-    async with background() as nursery:
+    async with closed_in_the_end(tls_transport()) as ends, background() as nursery:
         client, server = await connection_pair(nursery, ends)
         WsByteStream(server, nursery)  # It reads nothing but a little ahead.
         stream = WsByteStream(client, nursery, StreamConfig(max_message_size=1 << 30))
@@ -497,8 +489,6 @@ async def test_a_long_message_that_is_blocked_when_tls_breaks_raises_what_trio_r
         with trio.fail_after(30), pytest.raises(trio.BrokenResourceError) as told:
             await stream.send_all(MUCH)
         assert isinstance(told.value.__cause__, ConnectionLost)
-    for end in ends:
-        await trio.aclose_forcefully(end)
 
 
 @pytest.mark.parametrize("how", ["open_ws_stream", "wrap_websocket"])
