@@ -207,6 +207,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--version", action=_Version)
 
 
+def _add_file(group: argparse._ArgumentGroup, option: str, words: str) -> None:
+    group.add_argument(option, type=file, metavar="FILE", help=words)
+
+
 def _add_stream(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the WebSocket")
     group.add_argument(
@@ -255,11 +259,10 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
             "a password in it in ps, so set one of these variables instead, or use @FILE"
         ),
     )
-    group.add_argument(
+    _add_file(
+        group,
         "--token-file",
-        type=file,
-        metavar="FILE",
-        help=(f"send the token in this file (default: that in the variable {TOKEN_VARIABLE})"),
+        f"send the token in this file (default: that in the variable {TOKEN_VARIABLE})",
     )
     group.add_argument(
         "--header",
@@ -269,19 +272,11 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
         metavar="'NAME: VALUE'",
         help="send it with the request; other users see it in ps, so not for secrets",
     )
-    group.add_argument(
-        "--header-file", type=file, metavar="FILE", help="send the headers in this file"
-    )
+    _add_file(group, "--header-file", "send the headers in this file")
     group.add_argument("--origin", type=origin, help="send this Origin, as a browser does")
-    group.add_argument(
-        "--ca", type=file, metavar="FILE", help="trust these authorities, and no others"
-    )
-    group.add_argument(
-        "--cert", type=file, metavar="FILE", help="a client certificate, with its chain"
-    )
-    group.add_argument(
-        "--key", type=file, metavar="FILE", help="its private key, if it is not in there"
-    )
+    _add_file(group, "--ca", "trust these authorities, and no others")
+    _add_file(group, "--cert", "a client certificate, with its chain")
+    _add_file(group, "--key", "its private key, if it is not in there")
     group.add_argument(
         "--server-name",
         type=server_name,
@@ -316,15 +311,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="for this path another target; may be given again",
     )
     group = parser.add_argument_group("who may connect; one is needed unless on loopback")
-    group.add_argument(
+    _add_file(
+        group,
         "--token-file",
-        type=file,
-        metavar="FILE",
-        help=("who sends one of the bearer tokens in this file: a name and a token on each line"),
+        "who sends one of the bearer tokens in this file: a name and a token on each line",
     )
-    group.add_argument(
-        "--client-ca", type=file, metavar="FILE", help="who has a certificate of these authorities"
-    )
+    _add_file(group, "--client-ca", "who has a certificate of these authorities")
     group.add_argument("--open", action="store_true", help="everybody: an open door to TARGET")
     group.add_argument(
         "--origin",
@@ -334,12 +326,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="browsers that come from here, too; may be given again (default: no browsers)",
     )
     group = parser.add_argument_group("the server")
-    group.add_argument(
-        "--cert", type=file, metavar="FILE", help="certificate chain, to serve wss://"
-    )
-    group.add_argument(
-        "--key", type=file, metavar="FILE", help="its private key, if it is not in there"
-    )
+    _add_file(group, "--cert", "certificate chain, to serve wss://")
+    _add_file(group, "--key", "its private key, if it is not in there")
     group.add_argument(
         "--health", type=http_path, metavar="PATH", help="answer 200 there, and 503 while draining"
     )
