@@ -566,7 +566,7 @@ def test_bytes_fed_singly_decode_like_bytes_fed_at_once(data: bytes, cuts: list[
 @pytest.mark.parametrize("length", [*LENGTHS[1:], 8191, 8192, 100_000])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @SIDES
-def test_decode_message_returns_the_payload_of_exactly_one_message(
+def test_decode_at_once_returns_the_payload_of_exactly_one_message(
     length: int, kind: Callable[[bytes], bytes | bytearray], client: bool
 ) -> None:
     decoder = Decoder(client=client)
@@ -574,7 +574,7 @@ def test_decode_message_returns_the_payload_of_exactly_one_message(
     while decoder.decode([]) is not None:
         pass
     data = kind(frame(BINARY, pattern(length), masked=not client))
-    assert decoder.decode_message(data) == pattern(length)
+    assert decoder.decode_at_once(data) == pattern(length)
     decoder.feed(data)  # as if nothing had happened
     payload: list[Buffer] = []
     assert decoder.decode(payload) is None
@@ -614,10 +614,10 @@ def not_one_message(*, client: bool) -> list[bytes]:
 
 
 @SIDES
-def test_decode_message_leaves_anything_else_to_decode(client: bool) -> None:
+def test_decode_at_once_leaves_anything_else_to_decode(client: bool) -> None:
     for data in not_one_message(client=client):
         decoder = Decoder(client=client)
-        assert decoder.decode_message(data) is None
+        assert decoder.decode_at_once(data) is None
         assert decode_step(decoder, data) == decode([data], client=client)
 
 
@@ -632,19 +632,59 @@ def test_decode_message_leaves_anything_else_to_decode(client: bool) -> None:
     ],
     ids=["part of a header", "part of a frame", "a fragment", "part of a ping"],
 )
-def test_decode_message_leaves_a_message_after_unfinished_bytes_to_decode(
+def test_decode_at_once_leaves_a_message_after_unfinished_bytes_to_decode(
     before: Callable[[bool], bytes], client: bool
 ) -> None:
     decoder = Decoder(client=client)
     decode_step(decoder, before(not client))
-    assert decoder.decode_message(frame(BINARY, b"one", masked=not client)) is None
+    assert decoder.decode_at_once(frame(BINARY, b"one", masked=not client)) is None
 
 
-@settings(deadline=None, max_examples=300)
-@given(data=streams())
-def test_decode_message_returns_what_decode_would_have_decoded(data: bytes) -> None:
-    message = Decoder(client=True).decode_message(data)
-    assert message is None or decode([data], client=True) == (message, [], None)
+@SIDES
+def test_decode_at_once_returns_a_part_of_a_payload_up_to_its_last_byte(client: bool) -> None:
+    whole = frame(BINARY, pattern(100_000), masked=not client)
+    end = len(whole)
+    header = end - 100_000
+    decoder = Decoder(client=client)
+    assert decoder.decode_at_once(whole[: header + 1]) is None
+    decode_step(decoder, whole[: header + 1])
+    assert decoder.decode_at_once(b"") is None  # the end of TCP
+    assert decoder.decode_at_once(whole[header + 1 : header + 3]) == pattern(3)[1:]
+    assert decoder.decode_at_once(whole[header + 3 :] + b"\x82") is None  # the next frame begins
+    assert decoder.decode_at_once(whole[header + 3 :]) == pattern(100_000)[3:]
+    assert not decoder.is_inside_message
+    message = frame(BINARY, b"next", masked=not client)
+    assert decoder.decode_at_once(message) == b"next"
+
+
+@SIDES
+def test_decode_at_once_leaves_parts_of_text_to_decode(client: bool) -> None:
+    data = frame(TEXT, b"\xc3\xa9t\xc3\xa9", masked=not client)
+    decoder = Decoder(client=client)
+    decode_step(decoder, data[:-2])
+    assert decoder.decode_at_once(data[-2:-1]) is None
+
+
+@settings(deadline=None, max_examples=500)
+@given(data=streams(), cuts=st.lists(st.integers(0, 400), max_size=10))
+def test_decode_at_once_returns_what_decode_would_have_decoded(
+    data: bytes, cuts: list[int]
+) -> None:
+    decoder = Decoder(client=True)
+    payload, frames, violation = b"", [], None
+    for chunk in chop(data, cuts):
+        piece = decoder.decode_at_once(chunk)
+        if piece is None:
+            step = decode_step(decoder, chunk)
+        else:
+            assert piece
+            step = Decoded(bytes(piece), [], None)
+        payload += step.payload
+        frames += step.frames
+        violation = step.violation
+        if violation:
+            break
+    assert Decoded(payload, frames, violation) == decode([data], client=True)
 
 
 # Encoding

@@ -751,7 +751,7 @@ def test_whatever_comes_after_the_end_is_ignored(end: Any, in_one_read: bool) ->
         return [getattr(protocol, name) for name in names]
 
     before = state()
-    assert protocol.receive_message(frame(BINARY, b"data", masked=True)) is None
+    assert protocol.receive_at_once(frame(BINARY, b"data", masked=True)) is None
     for chunk in [more] if in_one_read else [more[i : i + 1] for i in range(len(more))]:
         assert tell(protocol, chunk) == []
     assert state() == before

@@ -183,12 +183,17 @@ class Decoder:
         """Whether a message has begun and its last byte has not been decoded."""
         return self._legal is _LEGAL_INSIDE or self.left > 0
 
-    def decode_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """Return the payload of ``data`` if it is exactly one unfragmented binary message.
+    def decode_at_once(self, data: bytes | bytearray) -> bytes | bytearray | None:
+        """Return the payload of ``data`` if it is one unfragmented binary message, or a part of one
+        frame's binary payload.
 
         This is a fast path. If ``data`` is anything else, or an empty message, or if earlier bytes
         are not decoded, the result is None and nothing has changed; then use `feed` and `decode`.
         """
+        is_inside = self.left >= len(data) > 0  # so that no header can be in it
+        if is_inside and self._kind == BINARY and self._position == len(self._data):
+            self.left -= len(data)
+            return self._unmask(data) if self._mask else data
         length = len(data) - (6 if self._mask else 2)
         if length > 125:
             length -= 2 if length < 65538 else 8
@@ -313,12 +318,17 @@ class Decoder:
         is_all_or_small = stop - start == end or stop - start < _MIN_VIEW
         piece: Buffer = (self._data if is_all_or_small else memoryview(self._data))[start:stop]
         if self._mask:
-            piece = apply_mask(piece, self._key)
-            turn = len(piece) & 3
-            self._key = self._key[turn:] + self._key[:turn]
+            piece = self._unmask(piece)
         self.left -= len(piece)
         self._position = stop
         return piece
+
+    def _unmask(self, piece: Buffer) -> bytes:
+        """Unmask the next piece of the current data frame's payload."""
+        key = self._key
+        if turn := len(piece) & 3:
+            self._key = key[turn:] + key[:turn]
+        return apply_mask(piece, key)
 
     def _text(self, piece: bytes) -> Frame:
         """Return a piece of a text message as a `Frame`, after checking that it is UTF-8 (8.1).

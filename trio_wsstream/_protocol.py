@@ -318,14 +318,14 @@ class Protocol:
         """Bytes of the current data frame's payload that are still to come."""
         return self._decoder.left
 
-    def receive_message(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """Return the payload of ``data`` if that is exactly one whole binary message.
+    def receive_at_once(self, data: bytes | bytearray) -> bytes | bytearray | None:
+        """Return the payload of ``data`` if that is one binary message, or a part of one frame's.
 
         Otherwise return None, and give ``data`` to `receive_data`.
         """
         if self.ended or not self.is_receiving:
             return None
-        message = self._decoder.decode_message(data)
+        message = self._decoder.decode_at_once(data)
         if self._logs and message is not None:
             self._log_payload([message])
         return message

@@ -333,7 +333,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         self._keepalive.last_heard_at = self._visited_at = now
                         if len(data) >= PAYLOAD_SIZE:
                             self._read_size.adapt(len(data), protocol.frame_left)
-                        message = protocol.receive_message(data)
+                        message = protocol.receive_at_once(data)
                         if message is None:
                             self._take_in(data)
                         elif max_bytes is None or len(message) <= max_bytes:
