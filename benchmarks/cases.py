@@ -16,11 +16,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .ends import PEM
+from .ends import LINE, PEM
 from .kinds import BARE, HOST, KINDS, OTHERS, OURS, OURS_INSIDE
 
 KIB: Final = 1024
@@ -42,6 +43,7 @@ class Case:
       tls (bool): whether the streams are encrypted.
       kinds: the kinds that are compared. The first one is bare Trio.
       once (bool): one sample of each kind is enough.
+      length (float): how many times as long as others a sample takes.
       samples: for each kind, what was measured in each round; None: nothing in that round.
       skipped: for each kind that cannot be measured, the reason.
     """
@@ -54,6 +56,7 @@ class Case:
     kinds: tuple[str, ...]
     tls: bool = False
     once: bool = False
+    length: float = 1
     samples: dict[str, list[Sample | None]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -79,6 +82,8 @@ def make_cases() -> list[Case]:
         Case("relay-up", "up, 64 KiB", "relay", "up", 64 * KIB, relays),
         Case("relay-down", "down, 64 KiB", "relay", "down", 64 * KIB, relays),
         Case("relay-trip", "round trip, 32 B", "relay", "round trip", 32, relays),
+        Case("line-up", "up, 1 MiB", "line", "up", MIB, (BARE, OURS), length=16),
+        Case("line-down", "down, 1 MiB", "line", "down", MIB, (BARE, OURS), length=16),
         Case("ws-connections", "ws", "connections", "connections", 0, every),
         Case("tls-connections", "wss", "connections", "connections", 0, every, tls=True),
         Case("idle-2000", "2,000", "idle", "idle", 2_000, every, once=True),
@@ -191,33 +196,35 @@ class Bench:
                     case.samples[kind].append(sample)
 
     def _sample(self, case: Case, kind: str) -> Sample:
-        relayed = case.family == "relay"
         folder = self.folder if case.tls else ""
-        server_kind = BARE if relayed else kind
-        client_kind = BARE if kind == BARE or not relayed else OURS
+        client_kind = OURS if kind == GO else kind
+        server_kind = BARE if case.family == "relay" else kind
         with contextlib.ExitStack() as stack:
-            client = stack.enter_context(
-                _process("client", client_kind if relayed else kind, folder)
-            )
+            client = stack.enter_context(_process("client", client_kind, folder))
             processes = [stack.enter_context(_process("server", server_kind, folder))]
             port = _port(processes[0])
-            if relayed:
-                command = go_relay() if kind == GO else ()
-                arguments = (
-                    ("serve", f"{HOST}:{port}") if kind == GO else ("server", kind, "", str(port))
-                )
-                processes.append(stack.enter_context(_process(*arguments, command=command)))
+            if case.family in ("relay", "line"):
+                processes.append(stack.enter_context(_relay(case.family, kind, port)))
                 port = _port(processes[1])
             job = {
                 "port": port,
                 "work": case.work,
                 "size": case.size,
-                "seconds": self._idle if case.work == "idle" else self._seconds,
+                "seconds": self._idle if case.work == "idle" else self._seconds * case.length,
                 "pids": [client.pid, *(process.pid for process in processes)],
             }
             said, _ = client.communicate(json.dumps(job) + "\n", timeout=PATIENCE)
             sample: Sample = json.loads(said)
             return sample
+
+
+def _relay(family: str, kind: str, port: int) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run the process between client and server, whose port is ``port``."""
+    if family == "line":
+        return _process("server", BARE, "", LINE, str(port))
+    if kind == GO:
+        return _process("serve", f"{HOST}:{port}", command=go_relay())
+    return _process("server", kind, "", kind, str(port))
 
 
 def go_relay() -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import math
 import os
 import resource
 import ssl
@@ -34,6 +35,11 @@ _ORDER: Final = struct.Struct("!cIQ")
 _DONE: Final = b"!"
 _OPENING: Final = 50  # idle connections that are opened at the same time
 _SETTLING: Final = 1.0  # seconds; after that a new connection has nothing left to do
+
+LINE: Final = "line"
+_LINE_RATE: Final = 100e6 / 8  # bytes a second
+_LINE_DELAY: Final = 0.010  # seconds in one direction; its queue holds as many
+_LINE_READ: Final = 16384  # bytes
 
 PEM: Final = {"client": "authority.pem", "server": "server.pem"}
 
@@ -248,7 +254,34 @@ async def _relay_ours(target: int, client: Any) -> None:
     await bridge(client, await trio.open_tcp_stream(HOST, target))
 
 
-RELAYS: Final = {BARE: _relay_bare, OURS: _relay_ours}
+async def _relay_slowly(target: int, client: Any) -> None:
+    """Pass bytes on as a line of `_LINE_RATE` and `_LINE_DELAY` does."""
+
+    async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        to_sink, on_the_way = trio.open_memory_channel[tuple[float, bytes]](math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deliver, on_the_way, sink)
+            free_at = 0.0  # when the last bytes have left the queue
+            while data := await source.receive_some(_LINE_READ):
+                free_at = max(free_at, trio.current_time()) + len(data) / _LINE_RATE
+                to_sink.send_nowait((free_at + _LINE_DELAY, bytes(data)))
+                await trio.sleep_until(free_at - _LINE_DELAY)
+            to_sink.close()
+
+    async def deliver(
+        on_the_way: trio.MemoryReceiveChannel[tuple[float, bytes]], sink: trio.SocketStream
+    ) -> None:
+        async for due_at, data in on_the_way:
+            await trio.sleep_until(due_at)
+            await sink.send_all(data)
+        await sink.send_eof()
+
+    async with await trio.open_tcp_stream(HOST, target) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(pump, client, server)
+        await pump(server, client)
+
+
+RELAYS: Final = {BARE: _relay_bare, OURS: _relay_ours, LINE: _relay_slowly}
 
 
 # The processes
@@ -278,12 +311,12 @@ async def _serve(kind: Kind, handler: Handler, tls: TLS) -> None:
         await asyncio.Event().wait()
 
 
-def main(side: str, name: str, folder: str = "", target: str = "") -> None:
+def main(side: str, name: str, folder: str = "", relay: str = "", target: str = "") -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     kind = KINDS[name]
     tls = tls_context(side, folder) if folder else None
     if side == "server":
-        handler = partial(RELAYS[name], int(target)) if target else answer
+        handler = partial(RELAYS[relay], int(target)) if relay else answer
         _run(kind, partial(_serve, kind, handler, tls))
         return
     importlib.import_module(kind.requires)  # while the server's process does the same

@@ -204,6 +204,8 @@ def tables(cases: list[Case]) -> list[Table]:
         ]
     if relay := of("relay"):
         found.append(_relay_table(relay))
+    if line := of("line"):
+        found.append(_cost_table(line, OURS, "A line of 100 Mbit/s and 20 ms: processor time"))
     found += map(_connections_table, of("connections"))
     found += map(_idle_table, of("idle"))
     return found
