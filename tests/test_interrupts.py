@@ -116,7 +116,7 @@ def test_an_interrupt_while_the_streams_own_task_is_woken_wakes_it_once(
 def test_an_interrupt_after_the_socket_took_a_part_loses_nothing(
     taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of the frame is sent before anything else."""
+    """The rest of the frame is sent before anything else; one that had not begun is not sent."""
     real, sizes = os.writev, [taken]
 
     def writev(fd: int, buffers: Sequence[bytes]) -> int:
@@ -136,7 +136,8 @@ def test_an_interrupt_after_the_socket_took_a_part_loses_nothing(
                 await stream.send_all(bytes(5000))
                 await trio.sleep_forever()
             await stream.send_all(b"next")
-            assert await peer.receive() == (BINARY, bytes(5000))
+            if taken:
+                assert await peer.receive() == (BINARY, bytes(5000))
             assert await peer.receive() == (BINARY, b"next")
 
     trio.run(main)

@@ -337,7 +337,7 @@ async def test_new_keys_of_the_peer_are_taken_and_answered(
             await process.stdin.send_all(b"hello\n")
             assert await wire.receive_some(100) == b"hello\n"  # after the session tickets
             if is_blocked:
-                wire._rest = wire._encrypt(b"what was not sent yet\n")
+                wire.rest = wire._encrypt(b"what was not sent yet\n")
             await process.stdin.send_all(b"K\n")
             await trio.lowlevel.wait_readable(tcp.socket)
             await process.stdin.send_all(b"there\n")
@@ -372,7 +372,7 @@ async def test_an_answer_of_tls_that_does_not_fit_into_the_socket_goes_before_th
             write = os.write
             full.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
             assert await wire.receive_some(100) == b"a question"
-        assert not wire.is_inside_frame
+        assert not wire.rest
         await wire.write((b"a ", b"frame"))
         received = b""
         while not received.endswith(b"frame"):
@@ -382,7 +382,7 @@ async def test_an_answer_of_tls_that_does_not_fit_into_the_socket_goes_before_th
 
 async def test_a_peer_that_asks_and_takes_no_answers_is_given_up() -> None:
     async with tls_ends(server_side=True) as (wire, peer):
-        wire._rest = b"what the socket does not take"
+        wire.rest = b"what the socket does not take"
         wire._outgoing.write(bytes(100_000))
         await peer.send_all(b"data")
         for _ in range(2):
@@ -396,14 +396,14 @@ async def test_a_peer_that_asks_and_takes_no_answers_is_given_up() -> None:
 async def test_what_does_not_fit_into_the_socket_is_kept_and_goes_out_in_order() -> None:
     async with tls_ends(small=True) as (wire, peer), trio.open_nursery() as nursery:
         assert wire.write_now(MUCH) == b""
-        assert wire.is_inside_frame
+        assert wire.rest
         assert wire.write_now(b"another") == b"another"
         nursery.start_soon(wire.write, (b"header", b"payload"))
         received = b""
         while len(received) < len(MUCH) + 13:
             received += await peer.receive_some()
         assert received == MUCH + b"headerpayload"
-        assert not wire.is_inside_frame
+        assert not wire.rest
 
 
 @pytest.mark.parametrize("size", [RECORD - 6, RECORD - 5, 4 * RECORD, 5 * RECORD - 6])
@@ -428,7 +428,7 @@ async def test_on_a_slow_line_nothing_is_encrypted_before_the_socket_takes_it() 
             while True:
                 await wire.write((b"header", b"payload"))
                 written += 13
-        assert not wire.is_inside_frame
+        assert not wire.rest
         with trio.move_on_after(0.01) as scope:
             await wire.write((b"not", b"begun"))
         assert scope.cancelled_caught
@@ -446,7 +446,7 @@ async def test_a_socket_that_is_closed_on_a_slow_line_is_a_failure() -> None:
         await wire.aclose_forcefully()
         with pytest.raises(trio.BrokenResourceError, match="Bad file descriptor"):
             await wire.write((b"header", b"payload"))
-        assert not wire.is_inside_frame
+        assert not wire.rest
 
 
 # The stream

@@ -221,6 +221,52 @@ async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
 
 
 @SOCKETS
+async def test_the_interruption_of_a_write_does_not_end_a_read(wire_and_peer: Any) -> None:
+    wire, peer = await wire_and_peer()
+    received: list[bytes] = []
+
+    async def read() -> None:
+        received.append(await wire.receive_some(10))
+
+    async def write() -> None:
+        with pytest.raises(trio.BrokenResourceError, match="takes no more"):
+            while True:
+                await wire.write((b"header", LONG))
+
+    async with peer, wire._stream, trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(write)
+        await trio.testing.wait_all_tasks_blocked()
+        wire.interrupt()
+        await trio.testing.wait_all_tasks_blocked()
+        assert wire.rest
+        assert not wire.failure
+        assert not received
+        await peer.send_all(b"data")
+    assert received == [b"data"]
+
+
+@SOCKETS
+async def test_closing_ends_a_read_and_a_write_that_wait(wire_and_peer: Any) -> None:
+    wire, peer = await wire_and_peer()
+
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await wire.receive_some(10)
+
+    async def write() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            while True:
+                await wire.write((b"header", LONG))
+
+    async with peer, trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(write)
+        await trio.testing.wait_all_tasks_blocked()
+        wire._socket.close()
+
+
+@SOCKETS
 async def test_a_socket_gives_as_many_bytes_as_were_asked_for(wire_and_peer: Any) -> None:
     wire, peer = await wire_and_peer()
     async with peer, wire._stream:

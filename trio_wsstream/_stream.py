@@ -659,6 +659,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             start = 0
             frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
             is_inside = False  # a message of which fragments are written
+            is_all_written = False
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken or protocol.owes:
                     await writer.take_turn()
@@ -671,7 +672,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     while True:
                         if is_inside or wire.limit is not None:
                             if frames:  # from before the line was slow
-                                frames = frames[await wire.write(frames) :]
+                                frames = frames[await wire.write(frames[:2]) :]
                             else:
                                 start = await self._write_fragment(view, start)
                                 is_inside = protocol.unfinished is not None
@@ -686,19 +687,19 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                                     view[start : start + limit] if start or size > limit else view
                                 )
                                 start += limit
-                            written = await wire.write(frames)
-                            frames = frames[written:]
+                            frames = frames[await wire.write(frames, self._may_begin) :]
                         writer.written_at = self._clock.current_time()
-                        if not (frames or start < size) or protocol.owes or not self._can_send():
+                        if not (frames or start < size) or not self._may_begin():
+                            if wire.rest:
+                                await wire.write_rest()
+                            is_all_written = not (frames or start < size)
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the wire has noted why, or the next write will
                 finally:
                     writer.pass_turn()  # to a task that flushes, if something is owed
-            if not protocol.can_send or wire.failure:
-                is_all_written = size and not frames and start >= size
-                if self._closing.is_closed_here or not is_all_written:
-                    raise await self._explained_send_error()
+            if (self._closing.is_closed_here or not is_all_written) and not self._can_send():
+                raise await self._explained_send_error()
         finally:
             self._is_sending = False
             if protocol.unfinished is not None:
@@ -715,20 +716,23 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         offset = start % limit  # in its message
         end = min(start - offset + limit, len(view))  # of its message
         stop = min(start + (wire.limit or LARGEST), end)
-        if not offset:
-            await wire.write_rest()  # of an earlier call
+        await wire.write_rest()  # of what went before
         with memoryview(view)[start:stop] as piece:
             frame = protocol.encode_fragment(piece, begins=not offset, ends=stop == end)
             has_begun = True
             try:
                 await wire.write(frame)
             except BaseException:
-                has_begun = wire.is_inside_frame
+                has_begun = bool(wire.rest)
                 raise
             finally:
                 if has_begun:
                     protocol.unfinished = (view, stop, end) if stop < end else None
         return stop
+
+    def _may_begin(self) -> bool:
+        """Whether the next frame of a message may begin, so that nothing else is due."""
+        return self._can_send() and not self._protocol.owes
 
     def _can_send(self) -> bool:
         return self._protocol.can_send and not self._wire.failure

@@ -32,7 +32,7 @@ import trio
 
 from ._frames import MAX_HEADER, Buffer
 from ._read_size import PAYLOAD_SIZE, TLS_RECORD
-from ._transport import SocketWire, StreamWire, own_socket, shut_down, unsent, unsent_in
+from ._transport import MayBegin, SocketWire, StreamWire, own_socket, shut_down, unsent, unsent_in
 
 _PARTS: Final = ("_delayed_outgoing", "_incoming", "_outgoing", "_ssl_object", "_state")
 """The private attributes of a `trio.SSLStream` that this file reads or sets."""
@@ -93,7 +93,7 @@ class TlsWire(SocketWire):
         except ssl.SSLError as error:
             self._has_more = True
             self._error = error.with_traceback(None)  # OpenSSL would tell another one next time.
-        if (self._outgoing.pending or self._answer) and not self._rest and self._takes_bytes():
+        if (self._outgoing.pending or self._answer) and not self.rest and self._takes_bytes():
             self._answer = super().write_now(self._take_encrypted())
         if self._outgoing.pending > _MOST_ANSWERS:
             self._has_more = True
@@ -151,48 +151,56 @@ class TlsWire(SocketWire):
         """Write without waiting. The result is all of ``data`` if the rest of a frame must go out
         first. Else it is empty, and what the socket has not taken is kept for `write_rest`.
         """
-        if self._rest:
+        if self.rest:
             return data
         try:
-            self._rest = super().write_now(self._encrypt(data))
+            self.rest = super().write_now(self._encrypt(data))
         except ssl.SSLError as error:
             self.note_failure(error)
         return b""
 
-    async def write(self, buffers: Sequence[Buffer]) -> int:
-        """Write one or two frames: see `StreamWire.write`. This waits for both.
+    async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
+        """Write one or two frames: see `_Wire.write`.
 
-        A frame that has been encrypted must be sent (RFC 8446, 5.3). So if this is cancelled after
-        that, the rest of the frames is kept, and the next call writes it first. On a slow line this
-        waits for the socket before it encrypts.
+        A frame that has been encrypted must be sent (RFC 8446, 5.3). So this encrypts nothing while
+        the socket is known to be full. If it is cancelled after that, the rest of the frames is
+        kept, and the next call writes it first.
         """
         try:
-            if self._rest:
+            if len(self.rest) > PAYLOAD_SIZE:
                 await self._write_rest()
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if self.limit is not None:
-                while not self._takes_bytes():
-                    await self._wait_writable()
-            encrypted = [self._encrypt(*buffers[:2])]
+            has_waited = False
+            if self.rest:
+                await self._wait_writable()
+                has_waited = True
+                buffers = buffers[:2]
+            while self.limit is not None and not self._takes_bytes():
+                await self._wait_writable()
+                has_waited = True
+            if not has_waited:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            elif may_begin and not may_begin():
+                await self._write_rest()
+                return 0
+            encrypted = [self.rest, self._encrypt(*buffers[:2])]
             if len(buffers) > 2:
                 encrypted.append(self._encrypt(*buffers[2:]))
             sent = self._writev(encrypted)
-            if sent < sum(map(len, encrypted)):
-                self._rest = unsent(encrypted, sent)
-            if sent:
+            self.rest = unsent(encrypted, sent) if sent < sum(map(len, encrypted)) else b""
+            if sent and not has_waited:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            if self._rest:
+            if not may_begin:
                 await self._write_rest()
             return len(buffers)
         except OSError as error:
-            self._rest = b""
+            self.rest = b""
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
 
     async def _write_rest(self) -> None:
-        while self._rest:
+        while self.rest:
             await super()._write_rest()
-            self._rest = self._take_encrypted()  # an answer that has come about meanwhile
+            self.rest = self._take_encrypted()  # an answer that has come about meanwhile
 
     def _keep(self, data: Buffer) -> None:
         try:
@@ -205,7 +213,7 @@ class TlsWire(SocketWire):
 
     async def aclose(self, deadline: float) -> None:
         """Close the stream, and end TCP: see `_Wire.aclose`."""
-        if self._rest or self._answer or self._stream._https_compatible:
+        if self.rest or self._answer or self._stream._https_compatible:
             # TLS says no goodbye: after a record that is cut off, no other has a meaning.
             await self.aclose_forcefully()
         else:

@@ -130,7 +130,7 @@ class Writer:
         rest = b"" if wire.failure else wire.write_now(protocol.data_to_send())
         if wire.failure:
             self._changed()
-        elif rest or wire.is_inside_frame or self._ends_tcp:
+        elif rest or wire.rest or self._ends_tcp:
             _logger.debug("%s: a task has the turn to write what is owed", self._name)
             self.turn_is_taken = True
             self._nursery.start_soon(self._flush, rest)
