@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections import Counter
 from functools import partial
@@ -11,10 +13,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wsstream import PingReceived, PongReceived, StreamConfig, WsByteStream
+from trio_wsstream.testing import ws_stream_pair
 
 from .support.pairs import stream_pair
 from .support.receiving import receive_all
 from .support.tasks import background
+from .support.transports import TRANSPORTS
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 
@@ -75,19 +79,37 @@ async def test_keepalive_wakes_no_task_but_to_read_what_comes(
             each.close()
 
 
-async def test_the_timer_has_no_task_in_the_first_interval_and_none_after_the_last_stream(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize(
+    ("transport", "callers_read", "begins_at"),
+    [("memory", False, 20), ("unix", True, 20), ("unix", False, 0.1)],
+)
+async def test_the_timer_begins_with_an_idle_socket_or_after_the_first_interval(
+    transport: str, callers_read: bool, begins_at: float, autojump_clock: MockClock
 ) -> None:
-    async with background() as nursery:
-        for _ in range(2):
-            pairs = [await stream_pair(nursery, "memory", CONFIG, CONFIG) for _ in range(3)]
-            await trio.sleep(19)
+    """After the last stream it ends."""
+    for _ in range(2):
+        async with contextlib.AsyncExitStack() as stack:
+            pairs = [
+                await stack.enter_async_context(
+                    ws_stream_pair(CONFIG, CONFIG, transports=await TRANSPORTS[transport]())
+                )
+                for _ in range(3)
+            ]
+            nursery = await stack.enter_async_context(background())
+            if callers_read:
+                for stream in itertools.chain(*pairs):
+                    nursery.start_soon(receive_all, stream)
+            await trio.sleep(begins_at * 0.9 - 0.05)
             assert not has_timer()
+            await trio.sleep(begins_at * 0.1 + 0.1)
+            assert has_timer()
             await trio.sleep(100)
             assert has_timer()
+            nursery.cancel_scope.cancel()
             for client, server in pairs:
-                nursery.start_soon(server.aclose)
-                await client.aclose()
+                async with trio.open_nursery() as closing:
+                    closing.start_soon(server.aclose)
+                    await client.aclose()
             await wait_all_tasks_blocked()
             assert not has_timer()
 

@@ -37,6 +37,11 @@ async def tls_and_peer() -> tuple[SocketWire, trio.SSLStream[Any]]:
     return wire, theirs
 
 
+async def receive_for_ever(peer: trio.abc.ReceiveStream) -> None:
+    while True:
+        await peer.receive_some()
+
+
 SOCKETS = pytest.mark.parametrize("wire_and_peer", [socket_and_peer, tls_and_peer])
 """A wire that loses nothing when it is cancelled, and the other end of its transport."""
 
@@ -247,6 +252,40 @@ async def test_the_interruption_of_a_write_does_not_end_a_read(wire_and_peer: An
 
 
 @SOCKETS
+@pytest.mark.parametrize("how", ["write", "wait_might_not_block"])
+async def test_who_is_woken_and_was_not_meant_waits_again(wire_and_peer: Any, how: str) -> None:
+    wire, peer = await wire_and_peer()
+    has_read, has_written = trio.Event(), trio.Event()
+
+    async def read() -> None:
+        assert await wire.receive_some(10) == b"data"
+        has_read.set()
+
+    async def write() -> None:
+        await (wire.write((b"header", LONG)) if how == "write" else wire.wait_might_not_block())
+        has_written.set()
+
+    async with peer, wire._stream, trio.open_nursery() as nursery:
+        while wire.write_now(LONG) == b"" and not wire.rest:
+            pass  # until the socket is full
+        nursery.start_soon(read)
+        nursery.start_soon(write)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            wire.wake()
+            await trio.testing.wait_all_tasks_blocked()
+        assert not has_read.is_set()
+        await peer.send_all(b"data")
+        await has_read.wait()
+        assert not has_written.is_set()
+        nursery.start_soon(receive_for_ever, peer)
+        with trio.fail_after(30):
+            await has_written.wait()
+        assert not wire.failure
+        nursery.cancel_scope.cancel()
+
+
+@SOCKETS
 async def test_closing_ends_a_read_and_a_write_that_wait(wire_and_peer: Any) -> None:
     wire, peer = await wire_and_peer()
 
@@ -263,7 +302,7 @@ async def test_closing_ends_a_read_and_a_write_that_wait(wire_and_peer: Any) -> 
         nursery.start_soon(read)
         nursery.start_soon(write)
         await trio.testing.wait_all_tasks_blocked()
-        wire._socket.close()
+        wire.socket.close()
 
 
 @SOCKETS

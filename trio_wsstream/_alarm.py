@@ -1,13 +1,19 @@
 """What the stream's own task waits under: an alarm that a deadline or another task can ring.
 
-Theory of operation. The task waits either for nothing but the alarm (`sleep_until`), or for bytes
-from the transport as well (`read_until`). `ring` ends both kinds of wait. A task that only sleeps
-is rescheduled directly, because cancelling its scope would take three times as long.
+Theory of operation. The task waits for nothing but the alarm (`sleep_until`), or for bytes from the
+transport as well. `ring` ends every kind of wait. A task that only sleeps is rescheduled directly,
+because cancelling its scope would take three times as long.
+
+*Bytes from a socket* are what the tasks of idle streams wait for (`wait_readable`). A cancel scope
+and the coroutines of a read would be a sixth of the memory of such a stream. So the task awaits
+Trio's own `wait_readable`, and to ring is to tell Trio that the socket is about to be closed. This
+wakes whoever waits for the socket; who was not meant waits again. There is no deadline then. From
+any other transport, and while there is a deadline, the task reads in a scope (`read_until`).
 
 *For keepalive* the task need not wake. To wake it, and to have it begin its read anew, would take a
 third of the processor time of an idle stream. So one task of the run, the `_Timer`, calls the
-streams at their times (`call_by`). A stream asks for that when its first interval is over, because
-most streams of some programs are closed before that.
+streams at their times (`call_by`). A stream asks for that when its task first waits for its socket,
+or when its first interval is over, because most streams of some programs are closed before that.
 
 The alarm is also a weak reference to the stream, and a waiting task holds no other. Once the stream
 is garbage, nobody can close it any more. Then the alarm warns and rings, and the task, which finds
@@ -27,7 +33,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ._errors import ProtocolViolation
-from ._transport import Endpoints
+from ._transport import Endpoints, SocketWire
 
 Stream = TypeVar("Stream")
 READ_ERRORS: Final = (
@@ -60,6 +66,7 @@ class Alarm(weakref.ref[Stream]):
         "_sleeper",
         "_timer",
         "_token",
+        "_wire",
         "has_open_end",
         "keeps",
     )
@@ -79,6 +86,7 @@ class Alarm(weakref.ref[Stream]):
         self._token: trio.lowlevel.TrioToken | None = trio.lowlevel.current_trio_token()
         self._scope: trio.CancelScope | None = None
         self._sleeper: trio.lowlevel.Task | None = None
+        self._wire: SocketWire | None = None  # whose socket the task waits for
         self.has_open_end = False
         self.keeps: Stream | None = None
 
@@ -90,6 +98,24 @@ class Alarm(weakref.ref[Stream]):
             await trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)
         self._scope = None
         self.has_open_end = False
+
+    def wait_readable(self, wire: SocketWire) -> Awaitable[None]:
+        """Wait until something can be read from the socket of ``wire``, or until the alarm rings.
+
+        Afterwards the task must call `stop_waiting`.
+
+        Raises:
+          trio.ClosedResourceError: the alarm has rung, or somebody else who waits for the socket
+              was woken, or the socket has been closed.
+        """
+        self._wire = wire
+        return trio.lowlevel.wait_readable(wire.socket)  # noqa: ASYNC105  # The caller awaits it.
+
+    def stop_waiting(self) -> SocketWire:
+        """Return the wire whose socket the task does not wait for any more."""
+        wire, self._wire = self._wire, None
+        assert wire is not None
+        return wire
 
     async def read_until(
         self, deadline: float, reading: Awaitable[bytes | bytearray]
@@ -116,6 +142,8 @@ class Alarm(weakref.ref[Stream]):
             self._sleeper = None
         elif self._scope is not None:
             self._scope.cancel()
+        elif self._wire is not None:
+            self._wire.wake()
         self._scope = None
         self.has_open_end = False
 

@@ -43,9 +43,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace, TracebackType
-from typing import Final, final
+from typing import Any, Final, final
 
 import trio
 from trio_websocket import Endpoint, WebSocketConnection
@@ -64,10 +64,14 @@ from ._protocol import HALF_CLOSE, MAX_REASON, Close, Protocol
 from ._read_size import PAYLOAD_SIZE, ReadSize
 from ._subscriptions import Kinds, Subscriptions
 from ._tls import adapt
-from ._transport import Endpoints, Receive, StreamWire, why_broken
+from ._transport import Endpoints, Receive, SocketWire, StreamWire, why_broken
 from ._writing import Writer
 
 _logger = logging.getLogger(__name__)
+
+Read = bytes | bytearray | Exception | None
+"""What a read of the stream's task has brought; None: it was interrupted."""
+AndThen = Callable[["WsByteStream", Any], None]
 
 GRACE_PERIOD = 0.05
 """For how many seconds after a caller's read the stream's own task leaves reading to callers."""
@@ -389,13 +393,13 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             reads_at = self._reads_at()
             self._alarm.set_no_later_than(reads_at, has_open_end=reads_at == math.inf)
 
-    def _stop_reading(self, data: bytes | bytearray | Exception | None) -> None:
-        """Process what the task has read."""
+    def _stop_reading(self, data: Read) -> None:
+        """Process what the task has read; None: it was interrupted."""
         self._is_reading = False
         if self._is_receiving:
             self._visited_at = trio.current_time()
         self._tell_change()
-        if data is None:  # It was interrupted.
+        if data is None:
             return
         if isinstance(data, Exception):
             self._take_in_error(data)
@@ -473,7 +477,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         del self
         try:
             while stream is not None:
-                is_reading, waiting = stream._next_wait()
+                waiting, and_then = stream._next_wait()
                 if waiting is None:
                     if await stream._close_goes_out_late():
                         continue
@@ -482,10 +486,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 stream = None
                 try:
                     data = await waiting
+                except trio.ClosedResourceError:
+                    data = (
+                        None  # The alarm has rung. Or the socket was closed, as a read will tell.
+                    )
                 finally:
                     stream = alarm()
-                if is_reading and stream is not None:
-                    stream._stop_reading(data)
+                if and_then is not None and stream is not None:
+                    and_then(stream, data)
                 data = None  # It may be an error, whose traceback holds this frame.
         except trio.Cancelled:
             if stream is not None:
@@ -499,13 +507,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             elif stream.closed is None:
                 await stream._close_forcefully()
 
-    def _next_wait(self) -> tuple[bool, Awaitable[bytes | bytearray | Exception | None] | None]:
-        """Whether the task reads next, and what it awaits: None when nothing is left to do."""
+    def _next_wait(self) -> tuple[Awaitable[Read] | None, AndThen | None]:
+        """What the task awaits next, None when nothing is left to do; and what it calls then with
+        the stream and the result.
+        """
         now = trio.current_time()
         if self._closing.is_over(now):
-            return False, None
+            return None, None
         if self._keep_alive(now):
-            return False, self._give_up(now)
+            return self._give_up(now), None
         wakes_at = self._closing.wakes_at
         if not self._alarm.is_timed and self._needs_keepalive():
             wakes_at = min(wakes_at, self._keepalive.due_at)
@@ -513,14 +523,41 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if now < reads_at:
             has_open_end = reads_at == math.inf
             wakes_at = min(wakes_at, reads_at)
-            return False, self._alarm.sleep_until(wakes_at, has_open_end=has_open_end)
+            return self._alarm.sleep_until(wakes_at, has_open_end=has_open_end), None
         if self._has_unprocessed and self._protocol.is_decoding:
-            return False, self._process_more()
+            return self._process_more(), None
         _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
         self._is_reading = True
-        unread = 0 if self._protocol.ended else self._protocol.unread.size
-        reading = self._receive(self._read_size.of_task(unread))
-        return True, self._alarm.read_until(wakes_at, reading)
+        if wire := self._awaited_wire():
+            return self._alarm.wait_readable(wire), WsByteStream._read_what_came
+        reading = self._receive(self._size_of_read())
+        return self._alarm.read_until(wakes_at, reading), WsByteStream._stop_reading
+
+    def _awaited_wire(self) -> SocketWire | None:
+        """Whose socket the task awaits, if that needs no deadline but keepalive's.
+
+        While trio-websocket uses the socket, too, nobody may be woken there.
+        """
+        if self._closing.wakes_at < math.inf:
+            return None
+        if not self._takeover.is_over or self._takeover.is_in_use:
+            return None
+        wire = self._wire.awaited()
+        if wire is not None and self._needs_keepalive() and self._keepalive.due_at < math.inf:
+            self._alarm.call_by(self._keepalive.due_at)
+        return wire
+
+    def _size_of_read(self) -> int:
+        return self._read_size.of_task(0 if self._protocol.ended else self._protocol.unread.size)
+
+    def _read_what_came(self, _: object) -> None:
+        """Read from the socket, which the task has waited for. There may be nothing."""
+        wire = self._alarm.stop_waiting()
+        try:
+            data: Read = wire.read_now(self._size_of_read())
+        except READ_ERRORS as error:
+            data = error
+        self._stop_reading(data)
 
     async def _process_more(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -764,7 +801,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 await self._writer.take_turn()
                 try:
                     with trio.CancelScope() as self._idle_wait:
-                        await self._transport.wait_send_all_might_not_block()
+                        await self._wire.wait_might_not_block()
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     self._wire.note_failure(error)
                 finally:

@@ -57,11 +57,11 @@ class TlsWire(SocketWire):
         self._error: ssl.SSLError | None = None  # of reading
         self._has_more = True  # Perhaps: the last read of trio-websocket's task may leave records.
 
-    def _read_now(self, max_bytes: int) -> bytes | None:
+    def read_now(self, max_bytes: int) -> bytes | None:
         data = self._decrypt(max_bytes) if self._has_more else None
         if data is None:  # This is no loop: records without data must not keep other tasks waiting.
             size = min(max(max_bytes, TLS_RECORD), _MOST)
-            received = super()._read_now(size + (size // TLS_RECORD + 1) * _OVERHEAD)
+            received = super().read_now(size + (size // TLS_RECORD + 1) * _OVERHEAD)
             if received is None:
                 return None
             if received:
@@ -106,17 +106,21 @@ class TlsWire(SocketWire):
             return b""
         raise copy.copy(self._error)  # Its traceback holds the stream.
 
+    def awaited(self) -> SocketWire | None:
+        """See `_Wire.awaited`. Records may have come that were not decrypted yet."""
+        return None if self._has_more or self._error is not None else self
+
     def _is_pending(self) -> bool:
         return bool(self._incoming.pending or self._tls.pending())
 
     def _takes_bytes(self) -> bool:
         """Return whether the socket takes something without waiting."""
-        if self.limit is not None and unsent_in(self._socket) >= self.limit:
+        if self.limit is not None and unsent_in(self.socket) >= self.limit:
             return False
-        if self._socket.fileno() < 0:  # It is closed, which a write will tell.
+        if self.socket.fileno() < 0:  # It is closed, which a write will tell.
             return True
         poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLOUT)
+        poll.register(self.socket.fileno(), select.POLLOUT)
         return bool(poll.poll(0))
 
     def _take_encrypted(self) -> bytes:
@@ -221,7 +225,7 @@ class TlsWire(SocketWire):
 
     async def aclose_forcefully(self) -> None:
         """Close the stream without waiting for anything, and end TCP: see `_Wire.aclose`."""
-        shut_down(self._socket)
+        shut_down(self.socket)
         await trio.aclose_forcefully(self._stream)
 
 

@@ -161,6 +161,14 @@ class _Wire(abc.ABC):
                     sock.setsockopt(socket.IPPROTO_TCP, option, value)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
+    def awaited(self) -> SocketWire | None:
+        """Return this wire if the next read begins with a wait for its socket, else None."""
+        return None
+
+    async def wait_might_not_block(self) -> None:
+        """Do what `trio.abc.SendStream.wait_send_all_might_not_block` does for the stream."""
+        await self._stream.wait_send_all_might_not_block()
+
     async def send_eof(self) -> None:
         """End our direction of TCP, where there is one, also beneath TLS.
 
@@ -285,7 +293,7 @@ class StreamWire(_Wire):
             if self.limit is not None and socket_beneath(self._stream) is not None:
                 # The kernel would take more than the limit, as that does not hold for its last
                 # packet. But it tells the truth to those who ask first.
-                await self._stream.wait_send_all_might_not_block()
+                await self.wait_might_not_block()
             has_begun = True
             await self._stream.send_all(b"".join(buffers[:2]))
             now = trio.current_time()
@@ -319,36 +327,45 @@ class StreamWire(_Wire):
 
 
 class SocketWire(_Wire):
-    """Writes to a `trio.SocketStream`, and does not copy payload to put a header before it."""
+    """Writes to a `trio.SocketStream`, and does not copy payload to put a header before it.
 
-    __slots__ = ("_is_waiting", "_socket")
+    Attributes:
+      socket (trio.socket.SocketType): Trio's own.
+    """
+
+    __slots__ = ("_is_waiting", "socket")
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
-        self._socket = stream.socket
+        self.socket = stream.socket
         self._is_waiting = False  # A write waits for the socket, and was not interrupted.
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Receive at least one byte, or ``b""`` at the end; see `StreamWire`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        data = self._read_now(max_bytes)
+        data = self.read_now(max_bytes)
         if data is not None:
             await trio.lowlevel.cancel_shielded_checkpoint()
         while data is None:
             try:
-                await trio.lowlevel.wait_readable(self._socket)
+                await trio.lowlevel.wait_readable(self.socket)
             except trio.ClosedResourceError:
-                if self._socket.fileno() < 0:
+                if self.socket.fileno() < 0:
                     raise
-                # It was `interrupt`, which means somebody else.
-            data = self._read_now(max_bytes)
+                # It was `wake`, for somebody else.
+            data = self.read_now(max_bytes)
         return data
 
-    def _read_now(self, max_bytes: int) -> bytes | None:
+    def read_now(self, max_bytes: int) -> bytes | None:
+        """Read without waiting: the same, or None if nothing has come.
+
+        Raises:
+          OSError: TCP or TLS has failed, or the socket is closed.
+        """
         # A separate function, so that a waiting task does not keep the BlockingIOError's traceback
         # alive. The same goes for _writev.
         try:
-            return os.read(self._socket.fileno(), max_bytes)
+            return os.read(self.socket.fileno(), max_bytes)
         except BlockingIOError:
             return None
 
@@ -357,7 +374,7 @@ class SocketWire(_Wire):
         if self.rest:
             return data
         try:
-            return data[os.write(self._socket.fileno(), data) :]
+            return data[os.write(self.socket.fileno(), data) :]
         except BlockingIOError:
             return data
         except OSError as error:
@@ -434,17 +451,17 @@ class SocketWire(_Wire):
         self.rest = b"".join((self.rest, data))
 
     async def _wait_writable(self) -> None:
-        if self._socket.fileno() < 0:
+        if self.socket.fileno() < 0:
             # Waiting for a descriptor of -1 would corrupt Trio's own records.
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         since = trio.current_time()
         self._is_waiting = True
         try:
-            await trio.lowlevel.wait_writable(self._socket)
-        except BaseException as error:
+            while not await self._comes_to_take_bytes():
+                if not self._is_waiting:
+                    raise trio.BrokenResourceError("the peer takes no more")
+        except BaseException:
             self.rest = bytes(self.rest)  # The caller may let go of its buffers.
-            if isinstance(error, trio.ClosedResourceError) and not self._is_waiting:
-                raise trio.BrokenResourceError("the peer takes no more") from None
             raise
         finally:
             self._is_waiting = False
@@ -461,25 +478,52 @@ class SocketWire(_Wire):
         `trio.SocketStream.aclose` does no more. But its checkpoint, and the cancel scope around it,
         would take a tenth of the time in which a connection is opened and closed.
         """
-        shut_down(self._socket)
-        self._socket.close()
+        shut_down(self.socket)
+        self.socket.close()
 
     def interrupt(self) -> bool:
         """Interrupt a `write` that waits for the peer: see `_Wire.interrupt`.
 
-        A cancel scope around every wait would take a third of the time that the wait takes. So Trio
-        is told that the socket is about to be closed. This wakes a reader, too, who reads again.
+        A cancel scope around every wait would take a third of the time that the wait takes.
         """
         if self._is_waiting:
             self._is_waiting = False
-            trio.lowlevel.notify_closing(self._socket)
+            self.wake()
         return True
 
+    def wake(self) -> None:
+        """Wake whoever waits for the socket, to read or to write. Who was not meant waits again."""
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+
+    def awaited(self) -> SocketWire | None:
+        """See `_Wire.awaited`."""
+        return self
+
+    async def wait_might_not_block(self) -> None:
+        """Wait until the socket takes something: see `_Wire.wait_might_not_block`."""
+        while not await self._comes_to_take_bytes():
+            pass  # It was `wake`, for somebody else.
+
+    async def _comes_to_take_bytes(self) -> bool:
+        """Wait until the socket takes something. Return False if `wake` came first.
+
+        Raises:
+          trio.ClosedResourceError: the socket has been closed.
+        """
+        try:
+            await trio.lowlevel.wait_writable(self.socket)
+            return True
+        except trio.ClosedResourceError:
+            if self.socket.fileno() < 0:
+                raise
+            return False
+
     def _writev(self, buffers: Sequence[Buffer]) -> int:
-        if self.limit is not None and unsent_in(self._socket) >= self.limit:
+        if self.limit is not None and unsent_in(self.socket) >= self.limit:
             return 0  # The kernel would take more, as the limit does not hold for its last packet.
         try:
-            return os.writev(self._socket.fileno(), buffers)
+            return os.writev(self.socket.fileno(), buffers)
         except BlockingIOError:
             return 0
 
