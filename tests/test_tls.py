@@ -273,6 +273,56 @@ async def test_records_without_data_leave_other_tasks_their_turn(
         assert waits >= len(reads) - 1
 
 
+class WatchedBuffer:
+    """An `ssl.MemoryBIO`, and the most bytes that were ever in it. Its memory never shrinks."""
+
+    def __init__(self, buffer: ssl.MemoryBIO) -> None:
+        self._buffer = buffer
+        self.write_eof = buffer.write_eof
+        self.most = 0
+
+    @property
+    def pending(self) -> int:
+        self.most = max(self.most, self._buffer.pending)
+        return self._buffer.pending
+
+    def write(self, data: Any) -> int:
+        count = self._buffer.write(data)
+        assert self.pending
+        return count
+
+    def read(self) -> bytes:
+        return self._buffer.read(self.pending)
+
+
+@pytest.mark.parametrize("chunk", [1000, 65536, 1_000_000])
+async def test_no_more_than_32_KiB_are_in_the_buffers_of_tls_at_once(chunk: int) -> None:
+    data = bytes(range(256)) * 4000
+    async with tls_ends() as (wire, peer), trio.open_nursery() as nursery:
+        wire._incoming = incoming = WatchedBuffer(wire._incoming)  # type: ignore[assignment]
+        wire._outgoing = outgoing = WatchedBuffer(wire._outgoing)  # type: ignore[assignment]
+
+        async def echo() -> None:
+            with memoryview(data) as view:
+                for start in range(0, len(view), chunk):
+                    await peer.send_all(view[start : start + chunk])
+            received = b""
+            while len(received) < len(data):
+                received += await peer.receive_some()
+            assert received == data
+
+        nursery.start_soon(echo)
+        received = b""
+        while len(received) < len(data):
+            received += await wire.receive_some(100_000)
+        assert received == data
+        with memoryview(data) as view:
+            for start in range(0, len(view), chunk):
+                await wire.write((b"", view[start : start + chunk]))
+    assert 0 < incoming.most <= 32768
+    assert 0 < outgoing.most <= 32768 + 100  # with what each record adds
+
+
 # What TLS has to say itself
 
 
@@ -337,7 +387,7 @@ async def test_new_keys_of_the_peer_are_taken_and_answered(
             await process.stdin.send_all(b"hello\n")
             assert await wire.receive_some(100) == b"hello\n"  # after the session tickets
             if is_blocked:
-                wire.rest = wire._encrypt(b"what was not sent yet\n")
+                (wire.rest,) = wire._encrypt(b"what was not sent yet\n")
             await process.stdin.send_all(b"K\n")
             await trio.lowlevel.wait_readable(tcp.socket)
             await process.stdin.send_all(b"there\n")

@@ -16,7 +16,7 @@ wait for reading. In TLS 1.3 the peer may send other keys, or ask for a certific
 OpenSSL answers by itself, into the buffer of what is to be written. What a read finds there goes
 out at once if the socket takes it, and else before the next frame.
 
-*Memory.* The two buffers never shrink. So no more than about one frame goes into them at once.
+*Memory.* The two buffers never shrink. So no more than 32 KiB go into them at once.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ _PARTS: Final = ("_delayed_outgoing", "_incoming", "_outgoing", "_ssl_object", "
 
 _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
 _MOST: Final = PAYLOAD_SIZE + MAX_HEADER  # bytes of one read, before what TLS adds
+_STEP: Final = 32768  # bytes that go into a buffer at once
 _MOST_ANSWERS: Final = 65536  # bytes that a peer has us answer while it reads nothing
 
 
 class TlsWire(SocketWire):
     """Reads and writes the TLS 1.3 of a `trio.SSLStream` over a `trio.SocketStream`."""
 
-    __slots__ = ("_answer", "_error", "_has_more", "_incoming", "_outgoing", "_tls")
+    __slots__ = ("_answer", "_encrypted", "_error", "_has_more", "_incoming", "_outgoing", "_tls")
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         super().__init__(stream.transport_stream)
@@ -53,6 +54,7 @@ class TlsWire(SocketWire):
         self._tls: ssl.SSLObject = self._stream._ssl_object
         self._incoming: ssl.MemoryBIO = self._stream._incoming
         self._outgoing: ssl.MemoryBIO = self._stream._outgoing
+        self._encrypted: Buffer = b""  # what has come, and is not in _incoming yet
         self._answer = b""  # the rest of what TLS itself has to say, before the next frame
         self._error: ssl.SSLError | None = None  # of reading
         self._has_more = True  # Perhaps: the last read of trio-websocket's task may leave records.
@@ -65,7 +67,7 @@ class TlsWire(SocketWire):
             if received is None:
                 return None
             if received:
-                self._incoming.write(received)
+                self._encrypted = received if len(received) <= _STEP else memoryview(received)
             else:
                 self._incoming.write_eof()
             data = self._decrypt(max_bytes)
@@ -79,20 +81,25 @@ class TlsWire(SocketWire):
         """
         pieces: list[bytes] = []
         left = max_bytes
-        try:
-            while self._error is None:
+        while self._error is None:
+            if not self._incoming.pending:
+                self._feed()
+            try:
                 piece = self._tls.read(left if left < TLS_RECORD else TLS_RECORD)
+            except ssl.SSLWantReadError:
+                self._has_more = False
+                if not self._encrypted:
+                    break  # Else there is more of the record.
+            except ssl.SSLError as error:
+                self._has_more = True
+                self._error = error.with_traceback(None)  # OpenSSL would tell another next time.
+            else:
                 pieces.append(piece)
                 left -= len(piece)
-                if not (piece and left and self._incoming.pending):
+                if not (piece and left and (self._incoming.pending or self._encrypted)):
                     # The end can be read again.
                     self._has_more = not piece or self._is_pending()
                     break
-        except ssl.SSLWantReadError:
-            self._has_more = False
-        except ssl.SSLError as error:
-            self._has_more = True
-            self._error = error.with_traceback(None)  # OpenSSL would tell another one next time.
         if (self._outgoing.pending or self._answer) and not self.rest and self._takes_bytes():
             self._answer = super().write_now(self._take_encrypted())
         if self._outgoing.pending > _MOST_ANSWERS:
@@ -110,8 +117,14 @@ class TlsWire(SocketWire):
         """See `_Wire.awaited`. Records may have come that were not decrypted yet."""
         return None if self._has_more or self._error is not None else self
 
+    def _feed(self) -> None:
+        """Put the next bytes that have come into the buffer that they are decrypted from."""
+        if self._encrypted:
+            self._incoming.write(self._encrypted[:_STEP])
+            self._encrypted = self._encrypted[_STEP:] or b""  # An empty view would keep all of it.
+
     def _is_pending(self) -> bool:
-        return bool(self._incoming.pending or self._tls.pending())
+        return bool(self._incoming.pending or self._encrypted or self._tls.pending())
 
     def _takes_bytes(self) -> bool:
         """Return whether the socket takes something without waiting."""
@@ -133,19 +146,22 @@ class TlsWire(SocketWire):
         self._stream._delayed_outgoing = None
         return delayed + encrypted
 
-    def _encrypt(self, header: Buffer, payload: Buffer = b"") -> bytes:
-        """Encrypt a frame.
+    def _encrypt(self, header: Buffer, payload: Buffer = b"") -> list[bytes]:
+        """Encrypt a frame, and return it in pieces.
 
         The payload of a long one is copied only as far as it shares a record with the header.
         """
         room = TLS_RECORD - len(header)
         if not payload or len(payload) <= room:
             self._tls.write(b"".join((header, payload)))
-        else:
-            with memoryview(payload) as view:
-                self._tls.write(b"".join((header, view[:room])))
-                self._tls.write(view[room:])
-        return self._take_encrypted()
+            return [self._take_encrypted()]
+        with memoryview(payload) as view:
+            self._tls.write(b"".join((header, view[:room])))
+            encrypted = [self._take_encrypted()]
+            for start in range(room, len(view), _STEP):
+                self._tls.write(view[start : start + _STEP])
+                encrypted.append(self._take_encrypted())
+        return encrypted
 
     def is_readable(self) -> bool:
         """Whether something can be read without waiting: see `_Wire.is_readable`."""
@@ -158,7 +174,7 @@ class TlsWire(SocketWire):
         if self.rest:
             return data
         try:
-            self.rest = super().write_now(self._encrypt(data))
+            self.rest = super().write_now(b"".join(self._encrypt(data)))
         except ssl.SSLError as error:
             self.note_failure(error)
         return b""
@@ -186,9 +202,9 @@ class TlsWire(SocketWire):
             elif may_begin and not may_begin():
                 await self._write_rest()
                 return 0
-            encrypted = [self.rest, self._encrypt(*buffers[:2])]
+            encrypted = [self.rest, *self._encrypt(*buffers[:2])]
             if len(buffers) > 2:
-                encrypted.append(self._encrypt(*buffers[2:]))
+                encrypted += self._encrypt(*buffers[2:])
             sent = self._writev(encrypted)
             self.rest = unsent(encrypted, sent) if sent < sum(map(len, encrypted)) else b""
             if sent and not has_waited:
@@ -208,10 +224,7 @@ class TlsWire(SocketWire):
 
     def _keep(self, data: Buffer) -> None:
         try:
-            with memoryview(data) as view:
-                starts = range(0, len(view), PAYLOAD_SIZE)
-                pieces = [self._encrypt(view[start : start + PAYLOAD_SIZE]) for start in starts]
-            super()._keep(b"".join(pieces))
+            super()._keep(b"".join(self._encrypt(b"", data)))
         except ssl.SSLError as error:
             self.note_failure(error)
 
