@@ -296,7 +296,7 @@ class WatchedBuffer:
 
 
 @pytest.mark.parametrize("chunk", [1000, 65536, 1_000_000])
-async def test_no_more_than_32_KiB_are_in_the_buffers_of_tls_at_once(chunk: int) -> None:
+async def test_no_more_than_two_records_are_in_a_buffer_of_tls_at_once(chunk: int) -> None:
     data = bytes(range(256)) * 4000
     async with tls_ends() as (wire, peer), trio.open_nursery() as nursery:
         wire._incoming = incoming = WatchedBuffer(wire._incoming)  # type: ignore[assignment]
