@@ -30,10 +30,15 @@ def _arguments() -> tuple[argparse.Namespace, list[Case]]:
         "--rounds",
         metavar="N",
         type=int,
-        help="samples of our streams and bare Trio (default: 7); others have a third of that",
+        help="samples of our streams and of bare Trio (default: 7)",
     )
     parser.add_argument("--quick", action="store_true", help="take two minutes; less exact")
-    parser.add_argument("--ours", action="store_true", help="leave out the other libraries")
+    parser.add_argument(
+        "--others",
+        metavar="N",
+        type=int,
+        help="samples of other libraries (default: a third of that; 0 leaves them out)",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples to this file")
     parser.add_argument("--rst", metavar="FILE", type=Path, help="write the tables to this file")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios, as SVG")
@@ -52,6 +57,10 @@ def _arguments() -> tuple[argparse.Namespace, list[Case]]:
         arguments.rounds = 1 if arguments.quick else 7
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, not {arguments.rounds}")
+    if arguments.others is None:
+        arguments.others = -(-arguments.rounds // 3)
+    if not 0 <= arguments.others <= arguments.rounds:
+        parser.error(f"--others must be from 0 to the number of rounds, not {arguments.others}")
     return arguments, chosen
 
 
@@ -61,11 +70,10 @@ def main() -> None:
     if arguments.check:
         sys.exit(not counts.check(write=arguments.write))
     start, about = time.monotonic(), report.circumstances()
-    others = 0 if arguments.ours else -(-arguments.rounds // 3)
     with Bench(
         seconds=0.1 if arguments.quick else 0.25, idle=5 if arguments.quick else 42
     ) as bench:
-        for what in bench.measure(cases, arguments.rounds, others):
+        for what in bench.measure(cases, arguments.rounds, arguments.others):
             print(f"{time.monotonic() - start:4.0f} s  {what}", file=sys.stderr, flush=True)
     shown = report.to_rst(report.tables(cases))
     print(f"{about}\n\n{shown}")
