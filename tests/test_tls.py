@@ -319,8 +319,8 @@ async def test_no_more_than_two_records_are_in_a_buffer_of_tls_at_once(chunk: in
         with memoryview(data) as view:
             for start in range(0, len(view), chunk):
                 await wire.write((b"", view[start : start + chunk]))
-    assert 0 < incoming.most <= 32768
-    assert 0 < outgoing.most <= 32768 + 100  # with what each record adds
+    assert 0 < incoming.most <= 2 * RECORD + 150  # with what each record adds
+    assert 0 < outgoing.most <= 2 * RECORD + 150
 
 
 # What TLS has to say itself

@@ -16,7 +16,8 @@ wait for reading. In TLS 1.3 the peer may send other keys, or ask for a certific
 OpenSSL answers by itself, into the buffer of what is to be written. What a read finds there goes
 out at once if the socket takes it, and else before the next frame.
 
-*Memory.* The two buffers never shrink. So no more than 32 KiB go into them at once.
+*Memory.* The two buffers never shrink. So no more than two records go into them at once, and a
+short one: in frames of 64 KiB the last record has only as many bytes as the header.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _PARTS: Final = ("_delayed_outgoing", "_incoming", "_outgoing", "_ssl_object", "
 
 _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
 _MOST: Final = PAYLOAD_SIZE + MAX_HEADER  # bytes of one read, before what TLS adds
-_STEP: Final = 32768  # bytes that go into a buffer at once
+_TWO_RECORDS: Final = 2 * TLS_RECORD
+_SHORT: Final = 100  # bytes
 _MOST_ANSWERS: Final = 65536  # bytes that a peer has us answer while it reads nothing
 
 
@@ -67,7 +69,8 @@ class TlsWire(SocketWire):
             if received is None:
                 return None
             if received:
-                self._encrypted = received if len(received) <= _STEP else memoryview(received)
+                is_long = len(received) > _TWO_RECORDS
+                self._encrypted = memoryview(received) if is_long else received
             else:
                 self._incoming.write_eof()
             data = self._decrypt(max_bytes)
@@ -120,8 +123,9 @@ class TlsWire(SocketWire):
     def _feed(self) -> None:
         """Put the next bytes that have come into the buffer that they are decrypted from."""
         if self._encrypted:
-            self._incoming.write(self._encrypted[:_STEP])
-            self._encrypted = self._encrypted[_STEP:] or b""  # An empty view would keep all of it.
+            end = _end_of_step(0, len(self._encrypted), _TWO_RECORDS + 2 * _OVERHEAD)
+            self._incoming.write(self._encrypted[:end])
+            self._encrypted = self._encrypted[end:] or b""  # An empty view would keep all of it.
 
     def _is_pending(self) -> bool:
         return bool(self._incoming.pending or self._encrypted or self._tls.pending())
@@ -157,10 +161,12 @@ class TlsWire(SocketWire):
             return [self._take_encrypted()]
         with memoryview(payload) as view:
             self._tls.write(b"".join((header, view[:room])))
-            encrypted = [self._take_encrypted()]
-            for start in range(room, len(view), _STEP):
-                self._tls.write(view[start : start + _STEP])
+            encrypted = []
+            start, end = room, _end_of_step(room, len(view), TLS_RECORD)
+            while start < len(view):
+                self._tls.write(view[start:end])
                 encrypted.append(self._take_encrypted())
+                start, end = end, _end_of_step(end, len(view), _TWO_RECORDS)
         return encrypted
 
     def is_readable(self) -> bool:
@@ -240,6 +246,12 @@ class TlsWire(SocketWire):
         """Close the stream without waiting for anything, and end TCP: see `_Wire.aclose`."""
         shut_down(self.socket)
         await trio.aclose_forcefully(self._stream)
+
+
+def _end_of_step(start: int, length: int, step: int) -> int:
+    """Return where a step from ``start`` ends. A short rest belongs to the step before it."""
+    end = start + step
+    return end if length - end > _SHORT else length
 
 
 def adapt(stream: trio.abc.Stream, *, is_shared: bool = False) -> StreamWire | SocketWire:
