@@ -68,11 +68,12 @@ class TlsWire(SocketWire):
             received = super().read_now(size + (size // TLS_RECORD + 1) * _OVERHEAD)
             if received is None:
                 return None
-            if received:
-                is_long = len(received) > _TWO_RECORDS
-                self._encrypted = memoryview(received) if is_long else received
-            else:
+            if not received:
                 self._incoming.write_eof()
+            elif len(received) <= _TWO_RECORDS:
+                self._incoming.write(received)
+            else:
+                self._encrypted = memoryview(received)
             data = self._decrypt(max_bytes)
         return data
 
@@ -85,7 +86,7 @@ class TlsWire(SocketWire):
         pieces: list[bytes] = []
         left = max_bytes
         while self._error is None:
-            if not self._incoming.pending:
+            if self._encrypted and not self._incoming.pending:
                 self._feed()
             try:
                 piece = self._tls.read(left if left < TLS_RECORD else TLS_RECORD)
@@ -122,10 +123,13 @@ class TlsWire(SocketWire):
 
     def _feed(self) -> None:
         """Put the next bytes that have come into the buffer that they are decrypted from."""
-        if self._encrypted:
-            end = _end_of_step(0, len(self._encrypted), _TWO_RECORDS + 2 * _OVERHEAD)
+        end = _TWO_RECORDS + 2 * _OVERHEAD
+        if len(self._encrypted) > end + _SHORT:
             self._incoming.write(self._encrypted[:end])
-            self._encrypted = self._encrypted[end:] or b""  # An empty view would keep all of it.
+            self._encrypted = self._encrypted[end:]
+        else:
+            self._incoming.write(self._encrypted)
+            self._encrypted = b""
 
     def _is_pending(self) -> bool:
         return bool(self._incoming.pending or self._encrypted or self._tls.pending())
@@ -162,11 +166,13 @@ class TlsWire(SocketWire):
         with memoryview(payload) as view:
             self._tls.write(b"".join((header, view[:room])))
             encrypted = []
-            start, end = room, _end_of_step(room, len(view), TLS_RECORD)
-            while start < len(view):
+            start, end = room, room + TLS_RECORD
+            while len(view) > end + _SHORT:
                 self._tls.write(view[start:end])
                 encrypted.append(self._take_encrypted())
-                start, end = end, _end_of_step(end, len(view), _TWO_RECORDS)
+                start, end = end, end + _TWO_RECORDS
+            self._tls.write(view[start:])
+        encrypted.append(self._take_encrypted())
         return encrypted
 
     def is_readable(self) -> bool:
@@ -193,11 +199,12 @@ class TlsWire(SocketWire):
         kept, and the next call writes it first.
         """
         try:
-            if len(self.rest) > PAYLOAD_SIZE:
-                await self._write_rest()
             has_waited = False
             if self.rest:
-                await self._wait_writable()
+                if len(self.rest) > PAYLOAD_SIZE:  # It must not grow for ever.
+                    await self._write_rest()
+                else:
+                    await self._wait_writable()
                 has_waited = True
                 buffers = buffers[:2]
             while self.limit is not None and not self._takes_bytes():
@@ -208,7 +215,9 @@ class TlsWire(SocketWire):
             elif may_begin and not may_begin():
                 await self._write_rest()
                 return 0
-            encrypted = [self.rest, *self._encrypt(*buffers[:2])]
+            encrypted: list[Buffer] = [*self._encrypt(*buffers[:2])]
+            if self.rest:
+                encrypted.insert(0, self.rest)
             if len(buffers) > 2:
                 encrypted += self._encrypt(*buffers[2:])
             sent = self._writev(encrypted)
@@ -246,12 +255,6 @@ class TlsWire(SocketWire):
         """Close the stream without waiting for anything, and end TCP: see `_Wire.aclose`."""
         shut_down(self.socket)
         await trio.aclose_forcefully(self._stream)
-
-
-def _end_of_step(start: int, length: int, step: int) -> int:
-    """Return where a step from ``start`` ends. A short rest belongs to the step before it."""
-    end = start + step
-    return end if length - end > _SHORT else length
 
 
 def adapt(stream: trio.abc.Stream, *, is_shared: bool = False) -> StreamWire | SocketWire:
