@@ -14,6 +14,7 @@ import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream
+from trio_wsstream.testing import ws_stream_pair
 
 from .support.frames import BINARY, CLOSE, PING, PONG, SIDES, close_payload
 from .support.memory import bounded_memory
@@ -42,6 +43,15 @@ async def test_a_memoryview_of_any_format_is_sent_as_its_bytes() -> None:
         stream, peer = await raw_pair(nursery)
         await stream.send_all(memoryview(b"12345678").cast("I"))
         assert await peer.receive() == (BINARY, b"12345678")
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_to_send_nothing_can_be_cancelled(kind: Any) -> None:
+    async with ws_stream_pair() as (stream, _):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.send_all(kind(b""))
+        assert scope.cancelled_caught
 
 
 async def test_send_all_sends_nothing_for_no_bytes() -> None:

@@ -36,6 +36,7 @@ from ._errors import ProtocolViolation
 from ._transport import Endpoints, SocketWire
 
 Stream = TypeVar("Stream")
+_MOST_OF_EACH: Final = 4  # times in the timer's heap for each stream, those of ended ones included
 READ_ERRORS: Final = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
@@ -111,11 +112,9 @@ class Alarm(weakref.ref[Stream]):
         self._wire = wire
         return trio.lowlevel.wait_readable(wire.socket)  # noqa: ASYNC105  # The caller awaits it.
 
-    def stop_waiting(self) -> SocketWire:
-        """Return the wire whose socket the task does not wait for any more."""
-        wire, self._wire = self._wire, None
-        assert wire is not None
-        return wire
+    def stop_waiting(self) -> None:
+        """The task does not wait for the socket any more."""
+        self._wire = None
 
     async def read_until(
         self, deadline: float, reading: Awaitable[bytes | bytearray]
@@ -166,9 +165,13 @@ class Alarm(weakref.ref[Stream]):
             self._called_at = time
             self._timer.add(time, self)
 
+    def is_called_at(self, time: float) -> bool:
+        """Whether the stream is to be called at a ``time`` that `call_by` has set."""
+        return time == self._called_at  # and no earlier time has been set after it
+
     def be_called(self, time: float) -> None:
         """The timer calls this at a ``time`` that `call_by` has set."""
-        if time == self._called_at:  # and no earlier time has been set after it
+        if self.is_called_at(time):
             self._called_at = math.inf
             stream = self()
             if stream is not None:
@@ -181,10 +184,10 @@ class Alarm(weakref.ref[Stream]):
         """The stream has ended: ring for the last time, and do not warn of garbage."""
         self.ring()
         self._token = self.keeps = None
+        self._called_at = -math.inf
         if self._timer is not None:
             self._timer.forget_one()
             self._timer = None
-            self._called_at = -math.inf
 
     def _stop_sleeping(self, _: object) -> trio.lowlevel.Abort:
         self._sleeper = None
@@ -241,6 +244,9 @@ class _Timer:
         if not self._count:
             self._times.clear()
             self._scope.cancel()
+        elif len(self._times) > _MOST_OF_EACH * self._count + _MOST_OF_EACH:
+            self._times = [each for each in self._times if each[2].is_called_at(each[0])]
+            heapq.heapify(self._times)
 
     async def _run(self) -> None:
         while self._times:

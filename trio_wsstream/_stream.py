@@ -487,10 +487,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 try:
                     data = await waiting
                 except trio.ClosedResourceError:
-                    data = (
-                        None  # The alarm has rung. Or the socket was closed, as a read will tell.
-                    )
+                    # The alarm has rung. Or the socket was closed, as a read will tell.
+                    data = None
+                except OSError as error:  # The kernel refuses the wait.
+                    data = error
                 finally:
+                    alarm.stop_waiting()
                     stream = alarm()
                 if and_then is not None and stream is not None:
                     and_then(stream, data)
@@ -534,7 +536,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         return self._alarm.read_until(wakes_at, reading), WsByteStream._stop_reading
 
     def _awaited_wire(self) -> SocketWire | None:
-        """Whose socket the task awaits, if that needs no deadline but keepalive's.
+        """Whose socket the task awaits, if that needs no deadline but keepalive's, which this sets.
 
         While trio-websocket uses the socket, too, nobody may be woken there.
         """
@@ -550,14 +552,17 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _size_of_read(self) -> int:
         return self._read_size.of_task(0 if self._protocol.ended else self._protocol.unread.size)
 
-    def _read_what_came(self, _: object) -> None:
+    def _read_what_came(self, error: OSError | None) -> None:
         """Read from the socket, which the task has waited for. There may be nothing."""
-        wire = self._alarm.stop_waiting()
+        self._stop_reading(error or self._read_now())
+
+    def _read_now(self) -> Read:
+        # A function of its own, so that no frame holds an error whose traceback holds that frame.
+        assert isinstance(self._wire, SocketWire)
         try:
-            data: Read = wire.read_now(self._size_of_read())
+            return self._wire.read_now(self._size_of_read())
         except READ_ERRORS as error:
-            data = error
-        self._stop_reading(data)
+            return error
 
     async def _process_more(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -689,14 +694,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         is_bytes = type(data) is bytes
         view = data if is_bytes and len(data) <= limit else _flat(data)
         size = len(view)
+        start = 0
+        frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
+        is_inside = False  # a message of which fragments are written
+        is_all_written = False
         self._is_sending = True
         try:
             if not size:
                 await trio.lowlevel.checkpoint()
-            start = 0
-            frames: tuple[Buffer, ...] = ()  # encoded, and not written yet
-            is_inside = False  # a message of which fragments are written
-            is_all_written = False
             while (frames or start < size) and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken or protocol.owes:
                     await writer.take_turn()
@@ -709,12 +714,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                     while True:
                         if is_inside or wire.limit is not None:
                             if frames:  # from before the line was slow
-                                frames = frames[await wire.write(frames[:2]) :]
+                                frames = frames[await wire.write(frames[:2], self._may_begin) :]
                             else:
                                 start = await self._write_fragment(view, start)
                                 is_inside = protocol.unfinished is not None
                         elif size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
                             # No frame waits before it: only the last message may be shorter.
+                            await wire.write_rest()
+                            if not self._may_begin():
+                                break
                             with memoryview(view)[start : start + limit] as message:
                                 await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
@@ -734,6 +742,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the wire has noted why, or the next write will
                 finally:
+                    wire.is_interrupted = False
                     writer.pass_turn()  # to a task that flushes, if something is owed
             if (self._closing.is_closed_here or not is_all_written) and not self._can_send():
                 raise await self._explained_send_error()
@@ -754,6 +763,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         end = min(start - offset + limit, len(view))  # of its message
         stop = min(start + (wire.limit or LARGEST), end)
         await wire.write_rest()  # of what went before
+        if not self._may_begin():
+            return start
         with memoryview(view)[start:stop] as piece:
             frame = protocol.encode_fragment(piece, begins=not offset, ends=stop == end)
             has_begun = True
@@ -945,9 +956,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _interrupt_sender(self) -> None:
         """The peer takes no more: a frame that is under way helps nobody."""
+        writer = self._writer
         if self._idle_wait is not None:
             self._idle_wait.cancel()
-        elif not self._wire.interrupt():  # The frame may still be finished, if that is soon.
+        elif writer.turn_is_taken and (writer.is_flushing or not self._wire.interrupt()):
+            # The frame may still be finished, if that is soon.
             self._closing.close_is_due_by = trio.current_time() + _FRAME_TIMEOUT
 
     async def _close_goes_out_late(self) -> bool:

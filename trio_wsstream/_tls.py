@@ -119,7 +119,7 @@ class TlsWire(SocketWire):
 
     def awaited(self) -> SocketWire | None:
         """See `_Wire.awaited`. Records may have come that were not decrypted yet."""
-        return None if self._has_more or self._error is not None else self
+        return None if self._has_more or self._error is not None else super().awaited()
 
     def _feed(self) -> None:
         """Put the next bytes that have come into the buffer that they are decrypted from."""

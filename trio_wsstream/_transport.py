@@ -86,20 +86,31 @@ class _Wire(abc.ABC):
 
     Attributes:
       failure (str): why nothing more can be written, or an empty string while writing works.
+      is_interrupted (bool): whether a `write` that waits, or would wait, raises instead. The sender
+          whom `interrupt` has meant sets it to False when it has stopped.
       is_truncated (bool): whether writing fails because a frame was cut off.
       accepted_at (float): the time, by Trio's clock, at which the transport last accepted bytes
           that had had to wait for the peer. It is minus infinity if no bytes had to wait.
       limit (int or None): how many bytes of payload a frame should have at most, because writes
           have to wait. None means no limit.
-      rest (buffer): what is left of a frame that was begun. Everything else goes out after it.
+      rest (buffer): what is left of frames that were begun. Everything else goes out after it. It
+          may be a view of the buffers that `write` was given.
     """
 
-    __slots__ = ("_stream", "accepted_at", "failure", "is_truncated", "limit", "rest")
+    __slots__ = (
+        "_stream",
+        "accepted_at",
+        "failure",
+        "is_interrupted",
+        "is_truncated",
+        "limit",
+        "rest",
+    )
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self.failure = ""
-        self.is_truncated = False
+        self.is_truncated = self.is_interrupted = False
         self.accepted_at = -math.inf
         self.limit: int | None = None
         self.rest: Buffer = b""
@@ -114,13 +125,14 @@ class _Wire(abc.ABC):
     def note_failure(self, error: Exception) -> None:
         """Remember that the transport has failed, so that nothing more can be written."""
         self.failure = why_broken(error)
+        self.rest = b""  # It may be a view of a caller's buffer.
         _logger.debug("nothing more can be sent: %s", self.failure)
 
     @abc.abstractmethod
     async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
         """Write a frame, or the first of two frames.
 
-        If this is cancelled before anything is written, it has done nothing.
+        If this is cancelled before anything of the frame is written, the frame is not sent.
 
         Args:
           buffers (sequence of buffers): header and payload of the frame, and perhaps header and
@@ -233,7 +245,7 @@ class _Wire(abc.ABC):
         """Write the `rest`, if there is one. Errors are those of `write`."""
 
     async def write_long(self, header: bytes, payload: memoryview, key: bytes) -> None:
-        """Write a frame piece by piece, as `write` does if more frames follow.
+        """Write a frame piece by piece. This may return while there is a `rest`, as `write` may.
 
         Args:
           header (bytes): the header of the frame, with the masking key if there is one.
@@ -333,12 +345,11 @@ class SocketWire(_Wire):
       socket (trio.socket.SocketType): Trio's own.
     """
 
-    __slots__ = ("_is_waiting", "socket")
+    __slots__ = ("socket",)
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self.socket = stream.socket
-        self._is_waiting = False  # A write waits for the socket, and was not interrupted.
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Receive at least one byte, or ``b""`` at the end; see `StreamWire`."""
@@ -451,20 +462,15 @@ class SocketWire(_Wire):
         self.rest = b"".join((self.rest, data))
 
     async def _wait_writable(self) -> None:
-        if self.socket.fileno() < 0:
-            # Waiting for a descriptor of -1 would corrupt Trio's own records.
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         since = trio.current_time()
-        self._is_waiting = True
         try:
-            while not await self._comes_to_take_bytes():
-                if not self._is_waiting:
-                    raise trio.BrokenResourceError("the peer takes no more")
+            while not (self.is_interrupted or await self._comes_to_take_bytes()):
+                pass  # It was `wake`. If this was not meant, it waits again.
+            if self.is_interrupted:
+                raise trio.BrokenResourceError("the peer takes no more")
         except BaseException:
             self.rest = bytes(self.rest)  # The caller may let go of its buffers.
             raise
-        finally:
-            self._is_waiting = False
         self.accepted_at = now = trio.current_time()
         self._note_wait(now - since)
 
@@ -486,9 +492,8 @@ class SocketWire(_Wire):
 
         A cancel scope around every wait would take a third of the time that the wait takes.
         """
-        if self._is_waiting:
-            self._is_waiting = False
-            self.wake()
+        self.is_interrupted = True
+        self.wake()
         return True
 
     def wake(self) -> None:
@@ -497,25 +502,33 @@ class SocketWire(_Wire):
             trio.lowlevel.notify_closing(self.socket)
 
     def awaited(self) -> SocketWire | None:
-        """See `_Wire.awaited`."""
-        return self
+        """See `_Wire.awaited`. A read of a closed socket does not wait."""
+        return self if self.socket.fileno() >= 0 else None
 
     async def wait_might_not_block(self) -> None:
         """Wait until the socket takes something: see `_Wire.wait_might_not_block`."""
-        while not await self._comes_to_take_bytes():
-            pass  # It was `wake`, for somebody else.
+        try:
+            while not await self._comes_to_take_bytes():
+                pass  # It was `wake`, for somebody else.
+        except OSError as error:
+            raise trio.BrokenResourceError(os.strerror(error.errno or 0)) from error
 
     async def _comes_to_take_bytes(self) -> bool:
         """Wait until the socket takes something. Return False if `wake` came first.
 
         Raises:
-          trio.ClosedResourceError: the socket has been closed.
+          OSError: the socket was closed before, or the kernel refused the wait.
+          trio.ClosedResourceError: the socket has been closed meanwhile.
         """
+        if self.socket.fileno() < 0:
+            # Waiting for a descriptor of -1 would corrupt Trio's own records.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         try:
             await trio.lowlevel.wait_writable(self.socket)
             return True
-        except trio.ClosedResourceError:
+        except trio.ClosedResourceError as error:
             if self.socket.fileno() < 0:
+                self.note_failure(error)
                 raise
             return False
 

@@ -41,6 +41,7 @@ class Writer:
     Attributes:
       close_written (bool): our Close is with the transport.
       turn_is_taken (bool): somebody is writing.
+      is_flushing (bool): it is the task that sends what is owed, or one of trio-websocket.
       written_at (float): when something was last written; senders set it, too.
     """
 
@@ -53,6 +54,7 @@ class Writer:
         "_queue",
         "_wire",
         "close_written",
+        "is_flushing",
         "turn_is_taken",
         "written_at",
     )
@@ -71,7 +73,7 @@ class Writer:
         self._changed = changed
         self._name = name
         self._queue: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
-        self.turn_is_taken = False
+        self.turn_is_taken = self.is_flushing = False
         self.close_written = False
         self._is_stopped = False
         self.written_at = -math.inf
@@ -132,7 +134,7 @@ class Writer:
             self._changed()
         elif rest or wire.rest or self._ends_tcp:
             _logger.debug("%s: a task has the turn to write what is owed", self._name)
-            self.turn_is_taken = True
+            self.turn_is_taken = self.is_flushing = True
             self._nursery.start_soon(self._flush, rest)
         else:
             self._note_written()
@@ -154,6 +156,7 @@ class Writer:
             self.stop()
             raise
         finally:
+            self.is_flushing = False
             self.pass_turn()
 
     @property
@@ -178,7 +181,7 @@ class Writer:
 
     def start_behind(self, wait_unused: Callable[[], Awaitable[None]]) -> None:
         """Let trio-websocket's tasks, which write to the transport already, have the first turn."""
-        self.turn_is_taken = True
+        self.turn_is_taken = self.is_flushing = True
         self._nursery.start_soon(self._wait_behind, wait_unused)
 
     @trio.lowlevel.enable_ki_protection
@@ -187,4 +190,5 @@ class Writer:
             await wait_unused()
         finally:
             self._note_written()
+            self.is_flushing = False
             self.pass_turn()

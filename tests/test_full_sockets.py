@@ -1,0 +1,302 @@
+"""What may go wrong while a socket is full: each of these once did."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream, _alarm, _pace
+from trio_wsstream.testing import ws_stream_pair
+
+from .support.frames import BINARY, CLOSE, PING, PONG, close_payload
+from .support.raw_peer import RawPeer, raw_pair
+from .support.tasks import background
+from .support.transports import TRANSPORTS, reset
+
+SOCKETS = pytest.mark.parametrize("transport", ["tcp", "tls"])
+SAID = pytest.mark.parametrize(
+    ("opcode", "payload", "answer"), [(PING, b"?", PONG), (CLOSE, close_payload(1000), CLOSE)]
+)
+
+
+def beneath(transport: Any) -> trio.SocketStream:
+    stream: trio.SocketStream = getattr(transport, "transport_stream", transport)
+    return stream
+
+
+# What is owed goes out before the next frame begins
+
+
+def take(monkeypatch: pytest.MonkeyPatch, counts: Sequence[int], then: Callable[[], bool]) -> None:
+    """Make sockets take so many bytes, where 0 is a full one, and then nothing until ``then()``."""
+    real, left = os.writev, list(counts)
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        if not left and not then():
+            raise BlockingIOError
+        if not left:
+            return real(fd, buffers)
+        if not left[0]:
+            del left[0]
+            raise BlockingIOError
+        taken = real(fd, [b"".join(buffers)[: left[0]]])
+        left[0] -= taken
+        if not left[0]:
+            del left[0]
+        return taken
+
+    monkeypatch.setattr(os, "writev", writev)
+
+
+@SAID
+@pytest.mark.parametrize(
+    ("transport", "size", "counts", "is_slow", "begun"),
+    [
+        pytest.param("tcp", 327_680, [327_590], False, 1, id="a long message"),
+        pytest.param("tls", 327_680, [327_890], False, 1, id="a long message over TLS"),
+        pytest.param("tls", 65_536, [5], False, 2, id="much is left of two frames over TLS"),
+        pytest.param("tcp", 1_000, [5, 1_500], True, 2, id="frames from before the line was slow"),
+        pytest.param("tcp", 100_000, [0, 105_000], True, 2, id="a fragment"),
+    ],
+)
+async def test_no_frame_begins_while_something_is_owed(
+    transport: str,
+    size: int,
+    counts: Sequence[int],
+    is_slow: bool,
+    begun: int,
+    opcode: int,
+    payload: bytes,
+    answer: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_full, has_received = trio.Event(), trio.Event()
+    received: list[int] = []
+
+    async def say(peer: RawPeer) -> None:
+        await is_full.wait()
+        await peer.send(opcode, payload)
+
+    async def receive(peer: RawPeer) -> None:
+        while len(received) <= begun:
+            received.append((await peer.receive_frame())[1])
+        has_received.set()
+        with contextlib.suppress(EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
+            while True:
+                await peer.receive_frame()
+
+    async with background() as nursery:
+        config = StreamConfig(max_message_size=size)
+        stream, peer = await raw_pair(nursery, transport, config)
+        nursery.start_soon(stream.receive_some)
+        events = stream.subscribe()
+        nursery.start_soon(say, peer)
+        if is_slow:
+            monkeypatch.setattr(_pace, "SLOW", 0.0)
+
+        def has_been_heard() -> bool:
+            is_full.set()
+            return events.statistics().current_buffer_used > 0
+
+        take(monkeypatch, counts, has_been_heard)
+        nursery.start_soon(receive, peer)
+        with trio.fail_after(30):
+            try:
+                await stream.send_all(bytes(8 * size))
+            except trio.BrokenResourceError:
+                assert opcode == CLOSE
+            await has_received.wait()
+        assert received == [BINARY] * begun + [answer]
+
+
+async def test_a_peer_that_fails_in_the_middle_of_a_write_takes_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its Close is read between two steps of the sender, when there is no wait to be ended."""
+    real, has_said = os.writev, False
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        nonlocal has_said
+        count = real(fd, buffers)
+        if not has_said:
+            has_said = True
+            os.write(
+                beneath(peer.transport).socket.fileno(), peer.frame(CLOSE, close_payload(1011))
+            )
+        return count
+
+    async def receive() -> None:
+        with pytest.raises(trio.BrokenResourceError, match="1011"):
+            await stream.receive_some()
+
+    async with background() as nursery:
+        config = StreamConfig(max_message_size=1 << 22, close_timeout=1000)
+        stream, peer = await raw_pair(nursery, "tcp", config)
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        monkeypatch.setattr(os, "writev", writev)
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError, match="1011"):
+            await stream.send_all(bytes(1 << 24))
+
+
+# The caller's buffer
+
+
+@SOCKETS
+@pytest.mark.parametrize("size", [65_536, 1 << 20])
+async def test_the_buffer_of_a_send_that_is_reset_is_the_callers_again(
+    transport: str, size: int
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, StreamConfig(max_message_size=size))
+        data = bytearray(16 << 20)
+
+        async def reset_later() -> None:
+            await wait_all_tasks_blocked()
+            reset(beneath(peer.transport))
+
+        nursery.start_soon(reset_later)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(data)
+        data.clear()
+
+
+@SOCKETS
+async def test_the_buffer_of_a_send_whose_stream_is_dropped_is_the_callers_again(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, is_dropped = os.writev, False
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        nonlocal is_dropped
+        count = real(fd, buffers)
+        if not is_dropped and count < sum(map(len, buffers)):
+            is_dropped = True
+            nursery.start_soon(stream._drop)
+        return count
+
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, transport)
+        data = bytearray(16 << 20)
+        monkeypatch.setattr(os, "writev", writev)
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send_all(data)
+        data.clear()
+
+
+# Closed sockets
+
+
+async def test_who_waits_for_the_turn_is_told_that_the_stream_was_dropped() -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, "unix")
+        while len(stream._wire.write_now(bytes(100_000))) < 100_000:
+            pass  # until the socket is full
+        await peer.send(PING, b"whose Pong waits for the socket")
+        with trio.fail_after(30):
+            while not stream._writer.turn_is_taken:
+                await trio.lowlevel.checkpoint()
+
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.wait_send_all_might_not_block()
+
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(wait)
+            await wait_all_tasks_blocked()
+            await stream._drop()
+
+
+@SOCKETS
+async def test_a_socket_that_is_closed_before_the_task_waits_is_lost(
+    transport: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with ws_stream_pair(transports=await TRANSPORTS[transport]()) as (stream, _):
+        beneath(stream._transport).socket.close()
+        await trio.sleep(1)
+        assert stream.closed is not None
+        assert isinstance(stream.closed.error, ConnectionLost)
+
+
+async def test_a_wait_that_the_kernel_refuses_is_a_loss(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def refuse(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with ws_stream_pair(transports=await TRANSPORTS["tcp"]()) as (stream, _):
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", refuse)
+        await trio.sleep(1)
+        assert stream.closed is not None
+        assert "No space left" in str(stream.closed.error)
+
+
+@SOCKETS
+async def test_a_send_whose_socket_somebody_closes_does_not_return(transport: str) -> None:
+    async with background() as nursery:
+        stream, _ = await raw_pair(nursery, transport, StreamConfig(max_message_size=1 << 23))
+
+        async def close_later() -> None:
+            await wait_all_tasks_blocked()
+            beneath(stream._transport).socket.close()
+
+        nursery.start_soon(close_later)
+        with (
+            trio.fail_after(30),
+            pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)),
+        ):
+            while True:
+                await stream.send_all(bytes(200_000))
+                assert not stream._wire.rest
+
+
+# What is kept
+
+
+async def test_a_stream_whose_task_met_an_error_is_not_kept_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with background() as nursery:
+            stream, peer = await raw_pair(nursery, "tcp")
+            await peer.send(BINARY, b"x")
+            assert await stream.receive_some() == b"x"
+            events = stream.subscribe()
+            await trio.sleep(0.1)  # The task waits for its socket.
+            reset(beneath(peer.transport))
+            with trio.fail_after(30):
+                async for _ in events:
+                    pass
+        reference: weakref.ref[WsByteStream] = weakref.ref(stream)
+        del stream
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+async def test_the_timer_keeps_little_of_streams_that_have_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with ws_stream_pair(transports=await TRANSPORTS["unix"]()) as kept:
+        await trio.sleep(0.1)
+        for _ in range(100):
+            async with ws_stream_pair(transports=await TRANSPORTS["unix"]()):
+                await trio.sleep(0.1)
+        timer = _alarm._timers.get()
+        assert timer is not None
+        assert 2 <= len(timer._times) <= 20
+        wires = [alarm._wire for _, _, alarm in timer._times]
+        assert {wire for wire in wires if wire} == {stream._wire for stream in kept}
+        await trio.sleep(1000)  # These two are still called in time.
+        assert all(stream.closed is None for stream in kept)
