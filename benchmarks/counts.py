@@ -170,7 +170,7 @@ def _memory(bare: bool) -> int:
     tracemalloc.start()
     try:
         read = tracemalloc.get_traced_memory
-        before, after = trio.run(partial(memory.measure, _PAIRS, bare=bare, read=read))
+        before, after = trio.run(partial(memory.measure, _PAIRS, bare=bare, tls=False, read=read))
     finally:
         tracemalloc.stop()
     return int(after[0] - before[0])

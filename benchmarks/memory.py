@@ -1,5 +1,8 @@
 """What an idle pair of streams allocates, and where: ``python -m benchmarks.memory [--lines]``.
 
+With ``--tls`` each pair goes over TLS, and has carried messages of 64 KiB in both directions before
+it is idle: OpenSSL's buffers never shrink.
+
 Both ends are in this process, so that tracemalloc sees all of it. There is nothing but the streams:
 no tasks of callers, no nurseries of `open_ws_stream`, no servers. So this cannot tell what a
 connection takes in a program; the cases ``idle-*`` of ``python -m benchmarks`` do. And it says
@@ -11,6 +14,8 @@ The resident memory is read from ``/proc``, so this runs on Linux only.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -21,10 +26,15 @@ import trio
 
 from trio_wsstream import WsByteStream, _connecting, _handshake
 
+from .cases import Bench
+from .ends import PEM, drop, tls_context
 from .many import raise_file_limit, resident
 
 HOST: Final = "127.0.0.1"
 _WARM_UP: Final = 20  # pairs
+_MESSAGE: Final = 65536  # bytes
+_MESSAGES: Final = 4
+_TLS: Final[dict[str, Any]] = {}
 _SETTLING: Final = 0.5  # seconds; after that a new stream has nothing left to do
 
 
@@ -50,7 +60,32 @@ async def _make_streams(client: Any, server: Any, port: int, nursery: trio.Nurse
     return streams
 
 
-async def measure(pairs: int, *, bare: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
+async def _encrypt(client: Any, server: Any) -> tuple[Any, Any]:
+    """Return both ends of TLS over both ends of a TCP connection, with the handshake done."""
+    ends = (
+        trio.SSLStream(client, _TLS["client"], server_hostname=HOST),
+        trio.SSLStream(server, _TLS["server"], server_side=True),
+    )
+    async with trio.open_nursery() as both:
+        for end in ends:
+            both.start_soon(end.do_handshake)
+    return ends
+
+
+async def _carry(one: Any, other: Any) -> None:
+    """Carry some messages, in both directions at the same time."""
+
+    async def send(end: Any) -> None:
+        for _ in range(_MESSAGES):
+            await end.send_all(bytes(_MESSAGE))
+
+    async with trio.open_nursery() as nursery:
+        for end in (one, other):
+            nursery.start_soon(send, end)
+            nursery.start_soon(drop, end, _MESSAGES * _MESSAGE)
+
+
+async def measure(pairs: int, *, bare: bool, tls: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
     """Return what ``read`` tells before ``pairs`` pairs are opened, and when they are idle."""
     kept: list[Any] = []
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
@@ -59,10 +94,14 @@ async def measure(pairs: int, *, bare: bool, read: Callable[[], Any]) -> tuple[A
     async def open_pairs(count: int, nursery: trio.Nursery) -> None:
         for _ in range(count):
             client = await _connecting.open_tcp(HOST, port, HOST)
-            server = await listener.accept()
-            kept.extend(
-                (client, server) if bare else await _make_streams(client, server, port, nursery)
-            )
+            ends: Any = client, await listener.accept()
+            if tls:
+                ends = await _encrypt(*ends)
+            if not bare:
+                ends = await _make_streams(*ends, port, nursery)
+            if tls:
+                await _carry(*ends)
+            kept.extend(ends)
         await trio.sleep(_SETTLING)
 
     async with listener, trio.open_nursery() as nursery:
@@ -89,13 +128,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
     parser.add_argument("--pairs", metavar="N", type=int, default=1500, help="default: 1500")
+    parser.add_argument("--tls", action="store_true", help="over TLS, and after 64 KiB messages")
     parser.add_argument("--lines", action="store_true", help="show which lines allocate it")
     arguments = parser.parse_args()
     raise_file_limit()
+    if arguments.tls:
+        with Bench(0, 0) as bench:
+            _TLS.update({side: tls_context(side, bench.folder) for side in PEM})
 
     def run(bare: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
         async def both() -> tuple[Any, Any]:
-            return await measure(arguments.pairs, bare=bare, read=read)
+            return await measure(arguments.pairs, bare=bare, tls=arguments.tls, read=read)
 
         return trio.run(both)
 
@@ -104,8 +147,13 @@ def main() -> None:
         show_lines(arguments.pairs, *run(False, tracemalloc.take_snapshot))
         return
     for name, bare in ("bare Trio", True), ("WsByteStream", False):
-        before, after = run(bare, resident)
-        print(f"{name}: {(after - before) / arguments.pairs / 1024:.1f} KiB for each idle pair")
+        process = os.fork()  # What one kind has freed would be used by the next.
+        if not process:
+            before, after = run(bare, resident)
+            print(f"{name}: {(after - before) / arguments.pairs / 1024:.1f} KiB for each idle pair")
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(process, 0)
 
 
 if __name__ == "__main__":
