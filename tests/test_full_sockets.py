@@ -148,6 +148,18 @@ async def test_a_peer_that_fails_in_the_middle_of_a_write_takes_no_more(
             await stream.send_all(bytes(1 << 24))
 
 
+async def test_an_interruption_ends_with_the_turn_to_write() -> None:
+    """What is owed afterwards, a Close for example, may wait again."""
+    async with ws_stream_pair(transports=await TRANSPORTS["unix"]()) as (stream, _):
+        await stream._writer.take_turn()
+        stream._wire.interrupt()
+        with pytest.raises(trio.BrokenResourceError, match="takes no more"):
+            while True:
+                await stream._wire.write((b"", bytes(100_000)))
+        stream._writer.pass_turn()
+        assert not stream._wire.is_interrupted
+
+
 # The caller's buffer
 
 

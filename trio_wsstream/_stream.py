@@ -742,7 +742,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the wire has noted why, or the next write will
                 finally:
-                    wire.is_interrupted = False
                     writer.pass_turn()  # to a task that flushes, if something is owed
             if (self._closing.is_closed_here or not is_all_written) and not self._can_send():
                 raise await self._explained_send_error()

@@ -86,8 +86,8 @@ class _Wire(abc.ABC):
 
     Attributes:
       failure (str): why nothing more can be written, or an empty string while writing works.
-      is_interrupted (bool): whether a `write` that waits, or would wait, raises instead. The sender
-          whom `interrupt` has meant sets it to False when it has stopped.
+      is_interrupted (bool): whether a `write` that waits, or would wait, raises instead, until the
+          turn to write ends (`Writer`).
       is_truncated (bool): whether writing fails because a frame was cut off.
       accepted_at (float): the time, by Trio's clock, at which the transport last accepted bytes
           that had had to wait for the peer. It is minus infinity if no bytes had to wait.
@@ -462,6 +462,12 @@ class SocketWire(_Wire):
         self.rest = b"".join((self.rest, data))
 
     async def _wait_writable(self) -> None:
+        """Wait until the socket takes something, for a write.
+
+        Raises:
+          OSError, trio.ClosedResourceError: as `_comes_to_take_bytes`.
+          trio.BrokenResourceError: it `is_interrupted`.
+        """
         since = trio.current_time()
         try:
             while not (self.is_interrupted or await self._comes_to_take_bytes()):

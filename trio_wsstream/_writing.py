@@ -106,6 +106,7 @@ class Writer:
     @trio.lowlevel.enable_ki_protection
     def pass_turn(self) -> None:
         """Give the turn to the next, and see to what has come to be owed."""
+        self._wire.is_interrupted = False
         if self._queue:
             self._queue.unpark()
         else:
