@@ -192,39 +192,32 @@ class TlsWire(SocketWire):
         return b""
 
     async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
-        """Write one or two frames: see `_Wire.write`.
+        """Write one or two frames: see `_Wire.write`. This waits for both, and leaves no `rest`.
 
-        A frame that has been encrypted must be sent (RFC 8446, 5.3). So this encrypts nothing while
-        the socket is known to be full. If it is cancelled after that, the rest of the frames is
-        kept, and the next call writes it first.
+        A frame that has been encrypted must be sent (RFC 8446, 5.3). So if this is cancelled after
+        that, the rest of the frames is kept, and the next call writes it first. On a slow line this
+        waits for the socket before it encrypts.
         """
         try:
-            has_waited = False
-            if self.rest:
-                if len(self.rest) > PAYLOAD_SIZE:  # It must not grow for ever.
-                    await self._write_rest()
-                else:
-                    await self._wait_writable()
-                has_waited = True
-                buffers = buffers[:2]
+            has_waited = bool(self.rest)
+            if has_waited:
+                await self._write_rest()
             while self.limit is not None and not self._takes_bytes():
                 await self._wait_writable()
                 has_waited = True
             if not has_waited:
                 await trio.lowlevel.checkpoint_if_cancelled()
             elif may_begin and not may_begin():
-                await self._write_rest()
                 return 0
-            encrypted: list[Buffer] = [*self._encrypt(*buffers[:2])]
-            if self.rest:
-                encrypted.insert(0, self.rest)
+            encrypted = self._encrypt(*buffers[:2])
             if len(buffers) > 2:
                 encrypted += self._encrypt(*buffers[2:])
             sent = self._writev(encrypted)
-            self.rest = unsent(encrypted, sent) if sent < sum(map(len, encrypted)) else b""
+            if sent < sum(map(len, encrypted)):
+                self.rest = unsent(encrypted, sent)
             if sent and not has_waited:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            if not may_begin:
+            if self.rest:
                 await self._write_rest()
             return len(buffers)
         except OSError as error:
@@ -236,6 +229,10 @@ class TlsWire(SocketWire):
         while self.rest:
             await super()._write_rest()
             self.rest = self._take_encrypted()  # an answer that has come about meanwhile
+
+    def _leave(self, payload: memoryview, key: bytes, start: int, stop: int) -> None:
+        # No piece is encrypted while there is a rest, so this is that of a piece that has begun.
+        super()._leave(payload, key, stop if self.rest else start, stop)
 
     def _keep(self, data: Buffer) -> None:
         try:

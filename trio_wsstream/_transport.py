@@ -252,25 +252,26 @@ class _Wire(abc.ABC):
           payload (memoryview): the payload, which is not masked yet.
           key (bytes): the masking key, or an empty value if the frame is not masked.
         """
-        written = 0
+        await self.write_rest()
+        start = stop = 0  # of a piece
         try:
-            while written < len(payload):
-                with payload[written : written + _PIECE] as piece:
+            while stop < len(payload):
+                start, stop = stop, min(stop + _PIECE, len(payload))
+                with payload[start:stop] as piece:
                     masked = apply_mask(piece, key) if key else piece
                     await self.write((header, masked), _always)
-                    written += len(piece)
                 header = b""
         except BaseException:
             if not self.failure:
-                self._leave(payload, key, written)
+                self._leave(payload, key, start, stop)
             raise
 
     @abc.abstractmethod
-    def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
+    def _leave(self, payload: memoryview, key: bytes, start: int, stop: int) -> None:
         """Handle that the writing of a long frame ended early.
 
         Args:
-          written (int): bytes of the payload in the pieces before the one that failed.
+          start, stop (int): where in the payload the piece is whose writing failed.
         """
 
 
@@ -324,8 +325,8 @@ class StreamWire(_Wire):
     async def write_rest(self) -> None:
         """Do nothing, as a frame that was cut off is lost here."""
 
-    def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
-        if written:
+    def _leave(self, payload: memoryview, key: bytes, start: int, stop: int) -> None:
+        if start:
             self._truncate()
 
     def _truncate(self) -> None:
@@ -453,9 +454,9 @@ class SocketWire(_Wire):
         self.rest = self.rest[of_rest:] if of_rest < len(self.rest) else b""
         return sent - of_rest
 
-    def _leave(self, payload: memoryview, key: bytes, written: int) -> None:
-        if written:
-            left = payload[written:]
+    def _leave(self, payload: memoryview, key: bytes, start: int, stop: int) -> None:
+        if 0 < start < len(payload):
+            left = payload[start:]
             self._keep(apply_mask(left, key) if key else left)
 
     def _keep(self, data: Buffer) -> None:
