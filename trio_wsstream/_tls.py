@@ -221,7 +221,6 @@ class TlsWire(SocketWire):
                 await self._write_rest()
             return len(buffers)
         except OSError as error:
-            self.rest = b""
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
 
