@@ -19,6 +19,7 @@ from .support.frames import BINARY, PING, PONG
 from .support.raw_peer import RawPeer, raw_pair
 from .support.receiving import all_events
 from .support.tasks import background
+from .support.transports import beneath
 
 CONFIG = StreamConfig(ping_interval=20, ping_timeout=5)
 SEEDS = range(20)
@@ -30,7 +31,7 @@ class HeldUp(trio.abc.Instrument):
 
     def __init__(self, clock: MockClock, peer: RawPeer) -> None:
         self._clock = clock
-        self._socket = getattr(peer.transport, "transport_stream", peer.transport)
+        self._socket = beneath(peer.transport)
         self._corked = bytearray()
         self._real: Any = self._socket.send_all
 

@@ -142,3 +142,9 @@ class Gate:
     def open(self) -> None:
         assert self.sender is not None
         self.sender.gate.set()
+
+
+def beneath(transport: Any) -> trio.SocketStream:
+    """Return the socket stream of a transport, which may be beneath TLS."""
+    stream: trio.SocketStream = getattr(transport, "transport_stream", transport)
+    return stream
