@@ -28,6 +28,10 @@ FAULTS = Path(__file__).parent / "faults"
             "JavaWebSocketBlocked",
             "the other client before: served\nand while one blocks: not served",
         ),
+        (
+            "JavaWebSocketForgets",
+            "the client: not served\nand when the server is reminded: served",
+        ),
     ],
 )
 def test_a_program_without_us_looks_for_the_fault(program: str, expected: str) -> None:
@@ -69,12 +73,6 @@ class TestJavaWebSocket(Checks):
     @staticmethod
     def command() -> list[str | Path]:
         return built_peer("java", "JavaWebSocket")
-
-    @pytest.mark.parametrize("tls", [False, True])
-    async def test_bytes_both_ways_at_once(self, meet: Meet, role: str, tls: bool) -> None:
-        if tls and role == "server":
-            pytest.skip("its server with TLS stalls now and then: docs/peers.rst")
-        await super().test_bytes_both_ways_at_once(meet, tls)
 
     def check_end(self, stream: WsByteStream, code: int, reason: str) -> None:
         """Its client may end TCP before its answer to our Close is written: docs/peers.rst."""

@@ -6,6 +6,8 @@ import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Timer;
+import java.util.TimerTask;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import javax.net.ssl.SSLContext;
@@ -117,6 +119,15 @@ final class JavaWebSocket extends Behaviour.Connection {
       }
       start();
       started.await();
+      new Timer(true).schedule(new Reminder(), 10, 10);
+    }
+
+    /** Without this, the server may forget to write: faults/JavaWebSocketForgets.java. */
+    private final class Reminder extends TimerTask {
+      @Override
+      public void run() {
+        getConnections().forEach(Server.this::onWriteDemand);
+      }
     }
 
     @Override
