@@ -126,6 +126,13 @@ async def _carry(sender: Any, receiver: Any, size: int) -> None:
             await drop(receiver, size)
 
 
+async def _carry_to_waiting(sender: Any, receiver: Any, size: int) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drop, receiver, size)
+        await wait_all_tasks_blocked()
+        await sender.send_all(bytes(size))
+
+
 async def _carry_there_and_back(client: Any, server: Any, size: int) -> None:
     await _carry(client, server, size)
     await _carry(server, client, size)
@@ -150,6 +157,9 @@ async def _counts_of(name: str, server_tls: TLS, client_tls: TLS) -> Counts:
             for way, ends in (("up", (client, server)), ("down", (server, client)))
         }
         found["round trip"] = await _count(partial(_carry_there_and_back, client, server, 32))
+        found["to a receiver that waits"] = await _count(
+            partial(_carry_to_waiting, client, server, 1024)
+        )
         found["an idle minute"] = await _count(_idle, 4)
     return found
 

@@ -42,8 +42,38 @@ async def receive_for_ever(peer: trio.abc.ReceiveStream) -> None:
         await peer.receive_some()
 
 
+async def receive_late(wire: SocketWire, peer: trio.abc.SendStream) -> None:
+    """Receive a byte that comes only when the wire waits for it."""
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def receive() -> None:
+            assert await wire.receive_some(10) == b"x"
+
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send_all(b"x")
+
+
+async def patient_socket_and_peer() -> tuple[SocketWire, trio.SocketStream]:
+    wire, peer = await socket_and_peer()
+    await receive_late(wire, peer)
+    return wire, peer
+
+
+async def patient_tls_and_peer() -> tuple[SocketWire, trio.SSLStream[Any]]:
+    wire, peer = await tls_and_peer()
+    await receive_late(wire, peer)
+    return wire, peer
+
+
 SOCKETS = pytest.mark.parametrize("wire_and_peer", [socket_and_peer, tls_and_peer])
 """A wire that loses nothing when it is cancelled, and the other end of its transport."""
+
+READERS = pytest.mark.parametrize(
+    "wire_and_peer",
+    [socket_and_peer, tls_and_peer, patient_socket_and_peer, patient_tls_and_peer],
+)
+"""The same, and wires whose next reads wait first."""
 
 
 class Faulty(trio.abc.Stream):
@@ -225,7 +255,7 @@ async def test_a_write_that_is_cancelled_while_it_waits_to_begin_did_nothing(
 # Sockets: reading
 
 
-@SOCKETS
+@READERS
 async def test_the_interruption_of_a_write_does_not_end_a_read(wire_and_peer: Any) -> None:
     wire, peer = await wire_and_peer()
     received: list[bytes] = []
@@ -251,7 +281,7 @@ async def test_the_interruption_of_a_write_does_not_end_a_read(wire_and_peer: An
     assert received == [b"data"]
 
 
-@SOCKETS
+@READERS
 @pytest.mark.parametrize("how", ["write", "wait_might_not_block"])
 async def test_who_is_woken_and_was_not_meant_waits_again(wire_and_peer: Any, how: str) -> None:
     wire, peer = await wire_and_peer()
@@ -285,7 +315,7 @@ async def test_who_is_woken_and_was_not_meant_waits_again(wire_and_peer: Any, ho
         nursery.cancel_scope.cancel()
 
 
-@SOCKETS
+@READERS
 async def test_closing_ends_a_read_and_a_write_that_wait(wire_and_peer: Any) -> None:
     wire, peer = await wire_and_peer()
 
@@ -305,7 +335,7 @@ async def test_closing_ends_a_read_and_a_write_that_wait(wire_and_peer: Any) -> 
         wire.socket.close()
 
 
-@SOCKETS
+@READERS
 async def test_a_socket_gives_as_many_bytes_as_were_asked_for(wire_and_peer: Any) -> None:
     wire, peer = await wire_and_peer()
     async with peer, wire._stream:
@@ -314,7 +344,7 @@ async def test_a_socket_gives_as_many_bytes_as_were_asked_for(wire_and_peer: Any
             assert await wire.receive_some(count) == data
 
 
-@SOCKETS
+@READERS
 @pytest.mark.parametrize("comes_late", [False, True])
 @pytest.mark.parametrize("steps", range(4))
 async def test_a_cancelled_read_of_a_socket_loses_nothing(
@@ -335,7 +365,7 @@ async def test_a_cancelled_read_of_a_socket_loses_nothing(
             assert data or await wire.receive_some(10) == b"data"
 
 
-@SOCKETS
+@READERS
 async def test_a_read_of_a_socket_is_a_checkpoint_and_reads_nothing_if_cancelled_before(
     wire_and_peer: Any,
 ) -> None:
@@ -349,6 +379,50 @@ async def test_a_read_of_a_socket_is_a_checkpoint_and_reads_nothing_if_cancelled
             await wire.receive_some(1)
         assert scope.cancelled_caught
         assert await wire.receive_some(1) == b"2"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For how many bytes each `os.read` has asked."""
+    read, sizes = os.read, []
+
+    def note_read(descriptor: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", note_read)
+    return sizes
+
+
+@pytest.mark.parametrize("wire_and_peer", [patient_socket_and_peer, patient_tls_and_peer])
+async def test_after_a_read_that_found_nothing_some_reads_wait_first(
+    wire_and_peer: Any, reads: list[int]
+) -> None:
+    wire, peer = await wire_and_peer()
+    async with peer, wire._stream:
+        for takes in 8 * [1] + [2] + 8 * [1] + [2]:
+            reads.clear()
+            await receive_late(wire, peer)
+            assert len(reads) == takes
+
+
+async def test_after_a_read_that_was_filled_no_read_waits_first(reads: list[int]) -> None:
+    wire, peer = await patient_socket_and_peer()
+    async with peer, wire._stream:
+        await peer.send_all(b"data")
+        assert await wire.receive_some(4) == b"data"
+        reads.clear()
+        await receive_late(wire, peer)
+        assert len(reads) == 2
+
+
+@READERS
+async def test_a_socket_that_is_closed_gives_an_error_and_no_wait(wire_and_peer: Any) -> None:
+    wire, peer = await wire_and_peer()
+    async with peer:
+        wire.socket.close()
+        with trio.fail_after(30), pytest.raises(OSError, match="Bad file descriptor"):
+            await wire.receive_some(10)
 
 
 async def test_a_socket_that_was_readable_for_nothing_is_waited_for_again(

@@ -21,6 +21,10 @@ cancelled, the rest of the frame is copied.
 *System calls.* `SocketWire` reads and writes the file descriptor as `trio.socket` does, but without
 the four coroutines that `trio.socket` needs for each call, and without the context managers of
 `trio.SocketStream`. Together they take a fifth of the time that 1 KiB needs.
+
+*A read that finds nothing* takes a call and an exception before the wait, 3 % of a round trip. To
+wait for bytes that are there already costs twice as much. So once a read has found nothing, the
+next reads wait first, `_PATIENCE` of them or until one is filled.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _SIOCOUTQ: Final = 0x5411  # of linux/sockios.h
 _SIOCOUTQNSD: Final = 0x894B
 _MAX_KEEPALIVE: Final = 32767  # seconds: the most that Linux takes
+_PATIENCE: Final = 8  # reads
 _PIECE: Final = 65536  # bytes of a long frame; a multiple of four, as the masking key is
 
 Receive = Callable[[int], Awaitable[bytes | bytearray]]
@@ -346,18 +351,25 @@ class SocketWire(_Wire):
       socket (trio.socket.SocketType): Trio's own.
     """
 
-    __slots__ = ("socket",)
+    __slots__ = ("_waits_first", "socket")
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self.socket = stream.socket
+        self._waits_first = 0  # how many of the next reads do
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Receive at least one byte, or ``b""`` at the end; see `StreamWire`."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        data = self.read_now(max_bytes)
-        if data is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        data = None
+        if self._waits_first and self.awaited():
+            self._waits_first -= 1
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            data = self.read_now(max_bytes)
+            if data is None:
+                self._waits_first = _PATIENCE
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         while data is None:
             try:
                 await trio.lowlevel.wait_readable(self.socket)
@@ -377,9 +389,12 @@ class SocketWire(_Wire):
         # A separate function, so that a waiting task does not keep the BlockingIOError's traceback
         # alive. The same goes for _writev.
         try:
-            return os.read(self.socket.fileno(), max_bytes)
+            data = os.read(self.socket.fileno(), max_bytes)
         except BlockingIOError:
             return None
+        if len(data) == max_bytes:
+            self._waits_first = 0
+        return data
 
     def write_now(self, data: bytes) -> bytes:
         """Write without waiting: see `StreamWire.write_now`. After a failure the rest is empty."""
