@@ -12,7 +12,15 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_wsstream import PingReceived, PongReceived, StreamConfig, WsByteStream
+from trio_wsstream import (
+    PingReceived,
+    PongReceived,
+    StreamConfig,
+    WsByteStream,
+    _alarm,
+    _stream,
+)
+from trio_wsstream._keepalive import CROWD
 from trio_wsstream.testing import ws_stream_pair
 
 from .support.pairs import stream_pair
@@ -77,6 +85,65 @@ async def test_keepalive_wakes_no_task_but_to_read_what_comes(
         assert count.steps["trio_wsstream._stream.WsByteStream._run"] <= reads
         for each in events:
             each.close()
+
+
+@pytest.mark.parametrize("pause", [0.2, 0.8, 3])
+async def test_messages_for_a_caller_who_reads_on_wake_no_other_task(
+    pause: float, autojump_clock: MockClock
+) -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery, "unix", CONFIG, CONFIG)
+        nursery.start_soon(receive_all, server)
+        await trio.sleep(1)
+        trio.lowlevel.add_instrument(count := CountSteps())
+        for _ in range(100):
+            await client.send_all(b"data")
+            await trio.sleep(pause * _stream.GRACE_PERIOD)
+        trio.lowlevel.remove_instrument(count)
+        assert count.steps["trio_wsstream._stream.WsByteStream._run"] == 0
+        assert count.steps["trio_wsstream._alarm._Timer._run"] <= 1 + 100 * pause
+
+
+async def test_messages_for_many_callers_share_few_wakeups_of_the_timer(
+    autojump_clock: MockClock,
+) -> None:
+    pairs, period = CROWD + 1, 0.97
+    async with background() as nursery:
+        clients = []
+        for _ in range(pairs):
+            client, server = await stream_pair(nursery, "unix", CONFIG, CONFIG)
+            nursery.start_soon(receive_all, server)
+            clients.append(client)
+        await trio.sleep(1)
+        trio.lowlevel.add_instrument(count := CountSteps())
+        began_at = trio.current_time()
+        for _ in range(3):
+            for client in clients:
+                await client.send_all(b"data")
+                await trio.sleep(period / pairs)
+        trio.lowlevel.remove_instrument(count)
+        ticks = (trio.current_time() - began_at) / _alarm._TICK
+        assert count.steps["trio_wsstream._stream.WsByteStream._run"] == 0
+        assert count.steps["trio_wsstream._alarm._Timer._run"] <= ticks + 1 < 3 * pairs
+
+
+async def test_among_many_streams_a_caller_who_has_left_is_noticed_a_tick_later_at_the_most(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        pairs = [await stream_pair(nursery, "unix", CONFIG, CONFIG) for _ in range(CROWD)]
+        client, server = pairs[0]
+        await trio.sleep(1)  # The timer has them all.
+        async with trio.open_nursery() as receiving:
+            receiving.start_soon(server.receive_some)
+            await wait_all_tasks_blocked()
+            await client.send_all(b"data")  # From now on it is the caller who reads.
+        with trio.move_on_after(0.123):
+            await server.receive_some()
+        left_at = trio.current_time()
+        await client.ping()
+        took = trio.current_time() - left_at
+        assert _stream.GRACE_PERIOD <= took <= _stream.GRACE_PERIOD + _alarm._TICK
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,6 @@ async def test_a_read_ahead_is_no_longer_than_there_is_room(
 async def test_the_streams_own_task_leaves_reading_to_a_caller_who_comes_often(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The task wakes up at most once in a grace period, and then sleeps again."""
     async with background() as nursery:
         stream, peer = await raw_pair(nursery)
         readers = []
@@ -242,6 +241,22 @@ async def test_the_streams_own_task_reads_a_grace_period_after_a_caller_has_left
         stream, peer = await raw_pair(nursery)
         with trio.move_on_after(1):
             await stream.receive_some()
+        left_at = trio.current_time()
+        await peer.send(PING)
+        assert await peer.receive() == (PONG, b"")
+        assert trio.current_time() - left_at == pytest.approx(_stream.GRACE_PERIOD)
+
+
+async def test_the_grace_period_counts_from_the_last_read_and_not_from_the_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery)
+        with trio.move_on_after(1):
+            await stream.receive_some()
+        await trio.sleep(_stream.GRACE_PERIOD * 0.8)
+        await peer.send(BINARY, b"x")
+        await stream.receive_some()
         left_at = trio.current_time()
         await peer.send(PING)
         assert await peer.receive() == (PONG, b"")

@@ -15,6 +15,11 @@ third of the processor time of an idle stream. So one task of the run, the `_Tim
 streams at their times (`call_by`). A stream asks for that when its task first waits for its socket,
 or when its first interval is over, because most streams of some programs are closed before that.
 
+*After a caller's read* it may become the task's turn to read. Mostly it does not, as the caller
+reads on. So the timer calls the stream for this, too (`look_by`), and only the stream wakes its
+task. To wake the process costs more than a message does. So if there are many streams, these times
+are rounded up to whole ticks, and the streams of one tick share a wake-up.
+
 The alarm is also a weak reference to the stream, and a waiting task holds no other. Once the stream
 is garbage, nobody can close it any more. Then the alarm warns and rings, and the task, which finds
 no stream, closes the transport.
@@ -33,9 +38,11 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ._errors import ProtocolViolation
+from ._keepalive import CROWD
 from ._transport import Endpoints, SocketWire
 
 Stream = TypeVar("Stream")
+_TICK: Final = 0.01  # seconds
 _MOST_OF_EACH: Final = 4  # times in the timer's heap for each stream, those of ended ones included
 READ_ERRORS: Final = (
     trio.BrokenResourceError,
@@ -52,10 +59,11 @@ class Alarm(weakref.ref[Stream]):
       stream: which the task belongs to.
       endpoints: what a warning calls it.
       call: is called with the stream at the time that `call_by` has set. It must not raise.
+      look: the same, for `look_by`.
 
     Attributes:
-      has_open_end (bool): the task sleeps, and its deadline does not take into account when the
-          last caller has read. A caller that stops reading must call `set_no_later_than`.
+      has_open_end (bool): the task sleeps, and nothing takes into account when the last caller has
+          read. A caller that stops reading must call `look_by`.
       keeps: the stream, while it must not become garbage; else None.
     """
 
@@ -63,6 +71,8 @@ class Alarm(weakref.ref[Stream]):
         "_call",
         "_called_at",
         "_endpoints",
+        "_look",
+        "_looks_at",
         "_scope",
         "_sleeper",
         "_timer",
@@ -73,16 +83,25 @@ class Alarm(weakref.ref[Stream]):
     )
 
     def __new__(
-        cls, stream: Stream, endpoints: Endpoints, call: Callable[[Stream], None]
+        cls,
+        stream: Stream,
+        endpoints: Endpoints,
+        call: Callable[[Stream], None],
+        look: Callable[[Stream], None],
     ) -> Alarm[Stream]:
         return super().__new__(cls, stream, _abandon)
 
     def __init__(
-        self, stream: Stream, endpoints: Endpoints, call: Callable[[Stream], None]
+        self,
+        stream: Stream,
+        endpoints: Endpoints,
+        call: Callable[[Stream], None],
+        look: Callable[[Stream], None],
     ) -> None:
         self._endpoints = endpoints
         self._call = call
-        self._called_at = math.inf
+        self._look = look
+        self._called_at = self._looks_at = math.inf
         self._timer: _Timer | None = None
         self._token: trio.lowlevel.TrioToken | None = trio.lowlevel.current_trio_token()
         self._scope: trio.CancelScope | None = None
@@ -146,15 +165,9 @@ class Alarm(weakref.ref[Stream]):
         self._scope = None
         self.has_open_end = False
 
-    def set_no_later_than(self, deadline: float, *, has_open_end: bool) -> None:
-        """Let the sleep that is under way end at ``deadline`` at the latest."""
-        self.has_open_end = has_open_end
-        assert self._scope is not None
-        self._scope.deadline = min(self._scope.deadline, deadline)
-
     @property
     def is_timed(self) -> bool:
-        """Whether `call_by` has been used."""
+        """Whether the timer has been used."""
         return self._timer is not None
 
     def call_by(self, time: float) -> None:
@@ -165,26 +178,44 @@ class Alarm(weakref.ref[Stream]):
             self._called_at = time
             self._timer.add(time, self)
 
+    def look_by(self, time: float) -> None:
+        """Have the stream look whether its task must read: at ``time``, or one tick later at the
+        most, or earlier if that was asked for before.
+
+        Infinity means: when a caller stops reading.
+        """
+        self.has_open_end = time == math.inf and self._sleeper is not None
+        if time < math.inf and self._looks_at == math.inf:
+            self._timer = self._timer or _Timer.for_one_more()
+            if self._timer.is_crowded:
+                time = math.ceil(time / _TICK) * _TICK
+            self._looks_at = time
+            self._timer.add(time, self)
+
     def is_called_at(self, time: float) -> bool:
-        """Whether the stream is to be called at a ``time`` that `call_by` has set."""
-        return time == self._called_at  # and no earlier time has been set after it
+        """Whether the stream is to be called at a ``time`` that has been set."""
+        return time in (self._called_at, self._looks_at)  # and no earlier one was set after it
 
     def be_called(self, time: float) -> None:
-        """The timer calls this at a ``time`` that `call_by` has set."""
-        if self.is_called_at(time):
-            self._called_at = math.inf
-            stream = self()
-            if stream is not None:
-                try:
-                    self._call(stream)
-                except Exception:  # noqa: BLE001  # The stream's task meets and raises it again.
-                    self.ring()
+        """The timer calls this at a ``time`` that has been set."""
+        stream = self()
+        if stream is None:
+            return
+        try:
+            if time == self._looks_at:
+                self._looks_at = math.inf
+                self._look(stream)
+            if time == self._called_at:
+                self._called_at = math.inf
+                self._call(stream)
+        except Exception:  # noqa: BLE001  # The stream's task meets and raises it again.
+            self.ring()
 
     def retire(self) -> None:
         """The stream has ended: ring for the last time, and do not warn of garbage."""
         self.ring()
         self._token = self.keeps = None
-        self._called_at = -math.inf
+        self._called_at = self._looks_at = -math.inf
         if self._timer is not None:
             self._timer.forget_one()
             self._timer = None
@@ -229,6 +260,10 @@ class _Timer:
         timer._count += 1
         return timer
 
+    @property
+    def is_crowded(self) -> bool:
+        return self._count >= CROWD
+
     def add(self, time: float, alarm: Alarm[Any]) -> None:
         """Have ``alarm`` called at ``time``."""
         heapq.heappush(self._times, (time, next(self._number), alarm))
@@ -249,8 +284,9 @@ class _Timer:
             heapq.heapify(self._times)
 
     async def _run(self) -> None:
-        while self._times:
-            with trio.CancelScope(deadline=self._times[0][0]) as self._scope:
+        while self._count:
+            wakes_at = self._times[0][0] if self._times else math.inf
+            with trio.CancelScope(deadline=wakes_at) as self._scope:
                 await trio.sleep_forever()
             now = trio.current_time()
             while self._times and self._times[0][0] <= now:

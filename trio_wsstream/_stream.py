@@ -13,8 +13,9 @@ most. A caller that comes while the task reads waits for what it reads.
 *The task sleeps* under an `Alarm` until something is due: the end of the grace period, the closing
 deadline. Keepalive is seen to by the alarm's timer, which does not wake the task for a sign of life
 (`_see_to_keepalive`). A caller's reads move none of these deadlines, because that would cost too
-much. But if the task sleeps without a grace period in view, a caller that stops reading sets one
-(`_stop_receiving`). While the task waits it holds no stream, so a stream that everybody else has
+much. But if the task sleeps without a grace period in view, a caller that stops reading begins one
+(`_stop_receiving`). At its end the alarm's timer looks whether a caller has read since
+(`_see_to_reading`). While the task waits it holds no stream, so a stream that everybody else has
 forgotten is garbage; then the alarm warns, and the task closes the transport.
 
 *What came is processed at once, without awaiting* (`_process_input`): it is decoded, events are
@@ -209,7 +210,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._keepalive_payload = b""  # of its last ping
         self._subscriptions = Subscriptions()
         # What _run waits under:
-        self._alarm = Alarm(self, self._endpoints, WsByteStream._see_to_keepalive)
+        self._alarm = Alarm(
+            self, self._endpoints, WsByteStream._see_to_keepalive, WsByteStream._see_to_reading
+        )
         self._changed: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
         self._read_size = ReadSize(
             client=takeover.client,
@@ -365,7 +368,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
         Returns:
           bool: False: nothing has come that the stream knows of. True: something has, as far as can
-          be told without decoding it. For at most 50 ms after a Ping or a Pong has come it may be
+          be told without decoding it. For at most 60 ms after a Ping or a Pong has come it may be
           only that.
         """
         if self._protocol.unread.size or self._protocol.ended or self._closing.is_closed_here:
@@ -390,8 +393,15 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._keepalive.is_held:
             self._alarm.ring()
         else:
-            reads_at = self._reads_at()
-            self._alarm.set_no_later_than(reads_at, has_open_end=reads_at == math.inf)
+            self._see_to_reading()
+
+    def _see_to_reading(self) -> None:
+        """Wake the task if it is its turn to read, or see to that later."""
+        reads_at = self._reads_at()
+        if trio.current_time() >= reads_at:
+            self._alarm.ring()
+        else:
+            self._alarm.look_by(reads_at)
 
     def _stop_reading(self, data: Read) -> None:
         """Process what the task has read; None: it was interrupted."""
