@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_wsstream._keepalive import LAST_LOOK, Action, Keepalive
+from trio_wsstream._keepalive import LAST_LOOK, Action, Keepalive, next_tick
 
 PING, HEARTBEAT, GIVE_UP = Action.PING, Action.HEARTBEAT, Action.GIVE_UP
 Done = list[tuple[float, Action]]
@@ -182,3 +182,10 @@ def test_the_two_promises(
     assert all(later - earlier <= interval + 0.02 for earlier, later in itertools.pairwise(sent))
     last_heard = max([0, *(at for at in hears_at if at <= given_up_at)])
     assert given_up_at == pytest.approx(last_heard + interval + timeout, abs=0.02)
+
+
+def test_the_next_tick_is_never_before_the_time_nor_much_later() -> None:
+    """Who is woken before its time would ask for the same tick again, and so for ever."""
+    for milliseconds in range(100_000):
+        time = milliseconds * 0.001 + 0.05
+        assert time <= next_tick(time, 0.01) < time + 0.010001

@@ -38,7 +38,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ._errors import ProtocolViolation
-from ._keepalive import CROWD
+from ._keepalive import CROWD, next_tick
 from ._transport import Endpoints, SocketWire
 
 Stream = TypeVar("Stream")
@@ -188,7 +188,7 @@ class Alarm(weakref.ref[Stream]):
         if time < math.inf and self._looks_at == math.inf:
             self._timer = self._timer or _Timer.for_one_more()
             if self._timer.is_crowded:
-                time = math.ceil(time / _TICK) * _TICK
+                time = next_tick(time, _TICK)
             self._looks_at = time
             self._timer.add(time, self)
 

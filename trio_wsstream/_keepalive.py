@@ -57,6 +57,11 @@ class Action(enum.Enum):
     GIVE_UP = enum.auto()
 
 
+def next_tick(time: float, tick: float) -> float:
+    """Return the first multiple of ``tick`` that is not before ``time``."""
+    return max(time, math.ceil(time / tick) * tick)  # A rounded product may be before it.
+
+
 class Keepalive:
     """The two clocks of one connection. All times are seconds of one clock.
 
@@ -158,7 +163,7 @@ class Keepalive:
         """Return the next tick, if there are ticks."""
         if self._tick is None or time == math.inf:
             return time
-        return max(time, math.ceil(time / self._tick) * self._tick)
+        return next_tick(time, self._tick)
 
     @property
     def _look(self) -> float:
