@@ -44,12 +44,12 @@ async def receive_for_ever(peer: trio.abc.ReceiveStream) -> None:
 
 async def receive_late(wire: SocketWire, peer: trio.abc.SendStream) -> None:
     """Receive a byte that comes only when the wire waits for it."""
+
+    async def receive() -> None:
+        assert await wire.receive_some(10) == b"x"
+
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def receive() -> None:
-            assert await wire.receive_some(10) == b"x"
-
+        nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
         await peer.send_all(b"x")
 
