@@ -85,7 +85,9 @@ async def _carry(one: Any, other: Any) -> None:
             nursery.start_soon(drop, end, _MESSAGES * _MESSAGE)
 
 
-async def measure(pairs: int, *, bare: bool, tls: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
+async def measure(
+    pairs: int, *, bare: bool, tls: bool, readers: bool, read: Callable[[], Any]
+) -> tuple[Any, Any]:
     """Return what ``read`` tells before ``pairs`` pairs are opened, and when they are idle."""
     kept: list[Any] = []
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
@@ -102,6 +104,9 @@ async def measure(pairs: int, *, bare: bool, tls: bool, read: Callable[[], Any])
             if tls:
                 await _carry(*ends)
             kept.extend(ends)
+            if readers:
+                for end in ends:
+                    nursery.start_soon(end.receive_some)
         await trio.sleep(_SETTLING)
 
     async with listener, trio.open_nursery() as nursery:
@@ -129,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
     parser.add_argument("--pairs", metavar="N", type=int, default=1500, help="default: 1500")
     parser.add_argument("--tls", action="store_true", help="over TLS, and after 64 KiB messages")
+    parser.add_argument("--readers", action="store_true", help="with a task that reads each end")
     parser.add_argument("--lines", action="store_true", help="show which lines allocate it")
     arguments = parser.parse_args()
     raise_file_limit()
@@ -138,7 +144,13 @@ def main() -> None:
 
     def run(bare: bool, read: Callable[[], Any]) -> tuple[Any, Any]:
         async def both() -> tuple[Any, Any]:
-            return await measure(arguments.pairs, bare=bare, tls=arguments.tls, read=read)
+            return await measure(
+                arguments.pairs,
+                bare=bare,
+                tls=arguments.tls,
+                readers=arguments.readers,
+                read=read,
+            )
 
         return trio.run(both)
 

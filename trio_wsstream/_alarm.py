@@ -1,8 +1,9 @@
 """What the stream's own task waits under: an alarm that a deadline or another task can ring.
 
-Theory of operation. The task waits for nothing but the alarm (`sleep_until`), or for bytes from the
+Theory of operation. The task waits for nothing but the alarm (`sleep`), or for bytes from the
 transport as well. `ring` ends every kind of wait. A task that only sleeps is rescheduled directly,
-because cancelling its scope would take three times as long.
+because cancelling its scope would take three times as long. Mostly it has no scope at all, as only
+closing has a deadline.
 
 *Bytes from a socket* are what the tasks of idle streams wait for (`wait_readable`). A cancel scope
 and the coroutines of a read would be a sixth of the memory of such a stream. So the task awaits
@@ -10,15 +11,14 @@ Trio's own `wait_readable`, and to ring is to tell Trio that the socket is about
 wakes whoever waits for the socket; who was not meant waits again. There is no deadline then. From
 any other transport, and while there is a deadline, the task reads in a scope (`read_until`).
 
-*For keepalive* the task need not wake. To wake it, and to have it begin its read anew, would take a
-third of the processor time of an idle stream. So one task of the run, the `_Timer`, calls the
-streams at their times (`call_by`). A stream asks for that when its task first waits for its socket,
-or when its first interval is over, because most streams of some programs are closed before that.
+*For keepalive* the task need not wake. To wake it, and to have it begin its wait anew, would take a
+third of the processor time of an idle stream. A cancel scope with a deadline would take a twelfth
+of its memory. So one task of the run, the `_Timer`, calls the streams at their times (`call_by`).
 
-*After a caller's read* it may become the task's turn to read. Mostly it does not, as the caller
-reads on. So the timer calls the stream for this, too (`look_by`), and only the stream wakes its
-task. To wake the process costs more than a message does. So if there are many streams, these times
-are rounded up to whole ticks, and the streams of one tick share a wake-up.
+*The end of the grace period* is another such time (`look_by`). Mostly the caller has read on, and
+only if it has not, the stream wakes its task. To wake the process costs more than a message does.
+So if there are many streams, these times are rounded up to whole ticks, and the streams of one tick
+share a wake-up.
 
 The alarm is also a weak reference to the stream, and a waiting task holds no other. Once the stream
 is garbage, nobody can close it any more. Then the alarm warns and rings, and the task, which finds
@@ -110,14 +110,16 @@ class Alarm(weakref.ref[Stream]):
         self.has_open_end = False
         self.keeps: Stream | None = None
 
-    async def sleep_until(self, deadline: float, *, has_open_end: bool) -> None:
-        """Wait until ``deadline`` (in the run's clock), or until the alarm rings."""
+    async def sleep(self, *, has_open_end: bool) -> None:
+        """Wait until the alarm rings."""
         self.has_open_end = has_open_end
-        with trio.CancelScope(deadline=deadline) as self._scope:
-            self._sleeper = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)
-        self._scope = None
-        self.has_open_end = False
+        self._sleeper = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)
+
+    async def sleep_until(self, deadline: float, *, has_open_end: bool) -> None:
+        """The same, but at the longest until ``deadline``, in the run's clock."""
+        with trio.CancelScope(deadline=deadline):
+            await self.sleep(has_open_end=has_open_end)
 
     def wait_readable(self, wire: SocketWire) -> Awaitable[None]:
         """Wait until something can be read from the socket of ``wire``, or until the alarm rings.
@@ -164,11 +166,6 @@ class Alarm(weakref.ref[Stream]):
             self._wire.wake()
         self._scope = None
         self.has_open_end = False
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether the timer has been used."""
-        return self._timer is not None
 
     def call_by(self, time: float) -> None:
         """Have the stream called at ``time`` at the latest."""
@@ -222,6 +219,7 @@ class Alarm(weakref.ref[Stream]):
 
     def _stop_sleeping(self, _: object) -> trio.lowlevel.Abort:
         self._sleeper = None
+        self.has_open_end = False
         return trio.lowlevel.Abort.SUCCEEDED
 
 

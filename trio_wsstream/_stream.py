@@ -10,12 +10,11 @@ Closes are answered while nobody receives. It reads at once while a `ping` waits
 takes its last look, and while the stream closes. It reads ahead `receive_buffer_size` bytes at the
 most. A caller that comes while the task reads waits for what it reads.
 
-*The task sleeps* under an `Alarm` until something is due: the end of the grace period, the closing
-deadline. Keepalive is seen to by the alarm's timer, which does not wake the task for a sign of life
-(`_see_to_keepalive`). A caller's reads move none of these deadlines, because that would cost too
-much. But if the task sleeps without a grace period in view, a caller that stops reading begins one
-(`_stop_receiving`). At its end the alarm's timer looks whether a caller has read since
-(`_see_to_reading`). While the task waits it holds no stream, so a stream that everybody else has
+*The task sleeps* under an `Alarm` until there is something for it to do. The alarm's timer sees to
+keepalive (`_see_to_keepalive`), and looks at the end of a grace period whether a caller has read
+since (`_see_to_reading`). A caller's reads move none of these times, because that would cost too
+much. But if no end of a grace period is in view, a caller that stops reading sets one
+(`_stop_receiving`). While the task waits it holds no stream, so a stream that everybody else has
 forgotten is garbage; then the alarm warns, and the task closes the transport.
 
 *What came is processed at once, without awaiting* (`_process_input`): it is decoded, events are
@@ -528,25 +527,25 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return None, None
         if self._keep_alive(now):
             return self._give_up(now), None
-        wakes_at = self._closing.wakes_at
-        if not self._alarm.is_timed and self._needs_keepalive():
-            wakes_at = min(wakes_at, self._keepalive.due_at)
+        wakes_at, alarm = self._closing.wakes_at, self._alarm
         reads_at = self._reads_at()
         if now < reads_at:
             has_open_end = reads_at == math.inf
-            wakes_at = min(wakes_at, reads_at)
-            return self._alarm.sleep_until(wakes_at, has_open_end=has_open_end), None
+            alarm.look_by(reads_at)
+            if wakes_at == math.inf:
+                return alarm.sleep(has_open_end=has_open_end), None
+            return alarm.sleep_until(wakes_at, has_open_end=has_open_end), None
         if self._has_unprocessed and self._protocol.is_decoding:
             return self._process_more(), None
         _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
         self._is_reading = True
         if wire := self._awaited_wire():
-            return self._alarm.wait_readable(wire), WsByteStream._read_what_came
+            return alarm.wait_readable(wire), WsByteStream._read_what_came
         reading = self._receive(self._size_of_read())
-        return self._alarm.read_until(wakes_at, reading), WsByteStream._stop_reading
+        return alarm.read_until(wakes_at, reading), WsByteStream._stop_reading
 
     def _awaited_wire(self) -> SocketWire | None:
-        """Whose socket the task awaits, if that needs no deadline but keepalive's, which this sets.
+        """Whose socket the task awaits, if it need not wake at a time of its own.
 
         While trio-websocket uses the socket, too, nobody may be woken there.
         """
@@ -554,10 +553,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return None
         if not self._takeover.is_over or self._takeover.is_in_use:
             return None
-        wire = self._wire.awaited()
-        if wire is not None and self._needs_keepalive() and self._keepalive.due_at < math.inf:
-            self._alarm.call_by(self._keepalive.due_at)
-        return wire
+        return self._wire.awaited()
 
     def _size_of_read(self) -> int:
         return self._read_size.of_task(0 if self._protocol.ended else self._protocol.unread.size)
@@ -612,7 +608,6 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if not self._needs_keepalive():
             return False
         keepalive = self._keepalive
-        is_timed = self._alarm.is_timed or now >= keepalive.due_at
         # That bytes of ours are accepted after they had to wait is a sign of life of both sides.
         accepted_at = self._wire.accepted_at
         keepalive.last_heard_at = max(keepalive.last_heard_at, accepted_at)
@@ -622,8 +617,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             can_send = self._protocol.may_send_control
             action = keepalive.next_action(now, can_send=can_send, is_held=is_held)
             if action is None:
-                if is_timed:
-                    self._alarm.call_by(keepalive.due_at)
+                self._alarm.call_by(keepalive.due_at)
                 return False
             if action is Action.GIVE_UP:
                 return True
