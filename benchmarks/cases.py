@@ -86,6 +86,7 @@ def make_cases() -> list[Case]:
         Case("line-down", "down, 1 MiB", "line", "down", MIB, (BARE, OURS), length=8),
         Case("ws-connections", "ws", "connections", "connections", 0, every),
         Case("tls-connections", "wss", "connections", "connections", 0, every, tls=True),
+        Case("little", "450", "little", "little", 400, every, length=8),
         Case("idle-2000", "2,000", "idle", "idle", 2_000, every, once=True),
         Case("idle-10000", "10,000", "idle", "idle", 10_000, (BARE, OURS), once=True),
     ]

@@ -17,6 +17,7 @@ import importlib
 import json
 import math
 import os
+import random
 import resource
 import ssl
 import struct
@@ -35,6 +36,7 @@ _ORDER: Final = struct.Struct("!cIQ")
 _DONE: Final = b"!"
 _OPENING: Final = 50  # idle connections that are opened at the same time
 _SETTLING: Final = 1.0  # seconds; after that a new connection has nothing left to do
+_PERIOD: Final = 0.25  # seconds between two round trips of a connection that does little
 
 LINE: Final = "line"
 _LINE_RATE: Final = 100e6 / 8  # bytes a second
@@ -159,8 +161,8 @@ class _Client:
 
     async def run(self) -> dict[str, Any]:
         work, size = self._job["work"], self._job["size"]
-        if work == "idle":
-            return await self._measure_idle()
+        if work in ("idle", "little"):
+            return await self._measure_many()
         if work == "message":
             return await self._receive_message()
         if work == "connections":
@@ -188,17 +190,31 @@ class _Client:
             async with self._connect() as end:
                 await down(end, 32, 1)
 
-    async def _measure_idle(self) -> dict[str, Any]:
-        """Open connections, each in a task, and let them be. Nothing is closed in the end."""
+    async def _measure_many(self) -> dict[str, Any]:
+        """Open connections, each in a task. Then let them be idle, or let each do a round trip in
+        each `_PERIOD`. Nothing is closed in the end.
+        """
         sleep = trio.sleep if self._kind.loop == "trio" else asyncio.sleep
-        count, opened, tasks = self._job["size"], 0, []
+        count, seconds, tasks = self._job["size"], self._job["seconds"], []
+        is_idle = self._job["work"] == "idle"
+        opened = done = 0  # connections, round trips
 
         async def hold() -> None:
             nonlocal opened
             async with self._connect() as end:
                 await down(end, 32, 1)
                 opened += 1
-                await sleep(10**9)
+                await (sleep(10**9) if is_idle else do_little(end))
+
+        async def do_little(end: Any) -> None:
+            nonlocal done
+            await end.send_all(_ORDER.pack(b"e", 32, 10**9))
+            await sleep(random.random() * _PERIOD)
+            while True:
+                await end.send_all(_data(32))
+                await drop(end, 32)
+                done += 1
+                await sleep(_PERIOD)
 
         async def open_until(number: int, start: Callable[[], object]) -> None:
             for ready in range(opened, number, _OPENING):
@@ -212,9 +228,10 @@ class _Client:
             meter = _Meter(self._job["pids"])
             await open_until(_OPENING + count, start)
             memory = meter.read(count)["memory"]
-            meter = _Meter(self._job["pids"])
-            await sleep(self._job["seconds"])
-            print(json.dumps({**meter.read(self._job["seconds"] / 60), "memory": memory}))
+            meter, before = _Meter(self._job["pids"]), done
+            await sleep(seconds)
+            units = seconds / 60 if is_idle else done - before
+            print(json.dumps({**meter.read(units), "memory": memory}))
             sys.stdout.flush()
             os._exit(0)
 

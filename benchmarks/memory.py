@@ -1,10 +1,12 @@
 """What an idle pair of streams allocates, and where: ``python -m benchmarks.memory [--lines]``.
 
+With ``--readers`` a task waits in ``receive_some`` of each end, as in most programs.
+
 With ``--tls`` each pair goes over TLS, and has carried messages of 64 KiB in both directions before
 it is idle: OpenSSL's buffers never shrink.
 
-Both ends are in this process, so that tracemalloc sees all of it. There is nothing but the streams:
-no tasks of callers, no nurseries of `open_ws_stream`, no servers. So this cannot tell what a
+Both ends are in this process, so that tracemalloc sees all of it. There is nothing else: no
+nurseries of `open_ws_stream`, no servers. So this cannot tell what a
 connection takes in a program; the cases ``idle-*`` of ``python -m benchmarks`` do. And it says
 nothing about time: in one process the order in which the two ends run decides how fast they are.
 
@@ -86,7 +88,7 @@ async def _carry(one: Any, other: Any) -> None:
 
 
 async def measure(
-    pairs: int, *, bare: bool, tls: bool, readers: bool, read: Callable[[], Any]
+    pairs: int, *, bare: bool, tls: bool, readers: bool = False, read: Callable[[], Any]
 ) -> tuple[Any, Any]:
     """Return what ``read`` tells before ``pairs`` pairs are opened, and when they are idle."""
     kept: list[Any] = []

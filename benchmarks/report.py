@@ -146,21 +146,31 @@ def _relay_table(cases: list[Case]) -> Table:
     ]
 
 
+def _microseconds(case: Case, kind: str) -> list[str]:
+    """Return the processor time of client and server."""
+    return [
+        _shown_median(case, kind, lambda s, p=process: s["processor"][p] * 1e6, "{:,.0f} us")
+        for process in (0, 1)
+    ]
+
+
 def _connections_table(case: Case) -> Table:
     def row(kind: str) -> list[str]:
-        processor = [
-            _shown_median(case, kind, lambda s, p=process: s["processor"][p] * 1e6, "{:,.0f} us")
-            for process in (0, 1)
-        ]
-        return [
-            kind,
-            _shown_median(case, kind, _speed, "{:,.0f}"),
-            _shown_ratio(case, kind),
-            *processor,
-        ]
+        speed = _shown_median(case, kind, _speed, "{:,.0f}"), _shown_ratio(case, kind)
+        return [kind, *speed, *_microseconds(case, kind)]
 
     head = ["", "in a second", f"ratio to {BARE}", "client", "server"]
     title = f"Connections over {case.title}: open, one round trip, close; and their processor time"
+    return title, [head, *map(row, case.samples)]
+
+
+def _little_table(case: Case) -> Table:
+    def row(kind: str) -> list[str]:
+        ratios = (_shown_ratio(case, kind, _processor(process)) for process in (0, 1))
+        return [kind, *_microseconds(case, kind), *ratios]
+
+    head = ["", "client", "server", f"ratio to {BARE}, client", "server"]
+    title = f"{case.title} connections with 4 round trips a second each: processor time of one"
     return title, [head, *map(row, case.samples)]
 
 
@@ -207,6 +217,7 @@ def tables(cases: list[Case]) -> list[Table]:
     if line := of("line"):
         found.append(_cost_table(line, OURS, "A line of 100 Mbit/s and 20 ms: processor time"))
     found += map(_connections_table, of("connections"))
+    found += map(_little_table, of("little"))
     found += map(_idle_table, of("idle"))
     return found
 
