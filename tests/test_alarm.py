@@ -111,6 +111,31 @@ async def test_messages_for_a_caller_who_reads_on_wake_no_other_task(
         assert count.steps["trio_wsstream._alarm._Timer._run"] <= looks
 
 
+async def test_for_a_caller_who_comes_back_late_again_and_again_the_task_reads_on(
+    autojump_clock: MockClock,
+) -> None:
+    """So each message wakes it once. When the caller reads on, the task stands back again."""
+    async with background() as nursery:
+        client, server = await stream_pair(nursery, "unix", CONFIG, CONFIG)
+        nursery.start_soon(receive_all, client)
+
+        async def take(pause: float, count: int) -> int:
+            trio.lowlevel.add_instrument(steps := CountSteps())
+            for _ in range(count):
+                nursery.start_soon(server.receive_some)
+                await wait_all_tasks_blocked()
+                await client.send_all(b"data")
+                await trio.sleep(pause)
+            trio.lowlevel.remove_instrument(steps)
+            return steps.steps["trio_wsstream._stream.WsByteStream._run"]
+
+        for _ in range(2):
+            await take(3 * _stream.GRACE_PERIOD, 2)
+            assert await take(3 * _stream.GRACE_PERIOD, 10) == 10
+            await take(0.5 * _stream.GRACE_PERIOD, 2)
+            assert await take(0.5 * _stream.GRACE_PERIOD, 10) == 0
+
+
 async def test_messages_for_many_callers_share_few_wakeups_of_the_timer(
     autojump_clock: MockClock,
 ) -> None:

@@ -51,6 +51,7 @@ async def test_leaving_a_pair_waits_for_nothing_and_leaves_no_task(mock_clock: M
     for stream in (client, server):
         assert stream.closed is not None
         assert not stream.closed.clean
+    await wait_all_tasks_blocked()  # The timer of the run ends after its last stream.
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 

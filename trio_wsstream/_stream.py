@@ -8,7 +8,10 @@ and nobody reading reads the transport itself, with no task switch between it an
 stream's own task (`_run`) reads only when no caller has read for `GRACE_PERIOD`, so that pings and
 Closes are answered while nobody receives. It reads at once while a `ping` waits, while keepalive
 takes its last look, and while the stream closes. It reads ahead `receive_buffer_size` bytes at the
-most. A caller that comes while the task reads waits for what it reads.
+most. A caller that comes while the task reads waits for what it reads. Then the task stands back.
+But if it had to take over again and no caller had read since, standing back was in vain. Then it
+reads on (`_reads_on`), which saves a wake-up of it for each message, until a caller comes back
+within the grace period.
 
 *The task sleeps* under an `Alarm` until there is something for it to do. The alarm's timer sees to
 keepalive (`_see_to_keepalive`), and looks at the end of a grace period whether a caller has read
@@ -135,6 +138,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_clock",
         "_closing",
         "_endpoints",
+        "_handed_over_at",
         "_has_unprocessed",
         "_idle_wait",
         "_is_reading",
@@ -146,6 +150,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         "_pings_waiting",
         "_protocol",
         "_read_size",
+        "_reads_on",
         "_receive",
         "_subscriptions",
         "_takeover",
@@ -223,6 +228,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._idle_wait: trio.CancelScope | None = None  # of wait_send_all_might_not_block
         self._is_sending = False  # a caller is in one of the three sending methods
         self._visited_at = now  # by a caller that reads
+        self._handed_over_at = -math.inf  # to a caller that waited for the task: what that had read
+        self._reads_on = False  # the task does not stand back for callers
         self._has_unprocessed = (
             False  # something that came waits for subscribers or a schedule point
         )
@@ -324,6 +331,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         return self._tell_end()
                     await trio.lowlevel.checkpoint()
                 elif protocol.ended or self._is_reading:
+                    if trio.current_time() < self._handed_over_at + GRACE_PERIOD:
+                        self._reads_on = False
                     await self._wait_for_change()
                 elif self._has_unprocessed:
                     if self._subscriptions.is_waiting:
@@ -405,8 +414,9 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _stop_reading(self, data: Read) -> None:
         """Process what the task has read; None: it was interrupted."""
         self._is_reading = False
+        now = trio.current_time()
         if self._is_receiving:
-            self._visited_at = trio.current_time()
+            self._visited_at = self._handed_over_at = now
         self._tell_change()
         if data is None:
             return
@@ -414,7 +424,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             self._take_in_error(data)
         else:
             self._take_in(data)
-            self._keepalive.last_heard_at = trio.current_time()
+            self._keepalive.last_heard_at = now
         self._process_input()
 
     def _take_in(self, data: bytes | bytearray) -> None:
@@ -539,6 +549,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return self._process_more(), None
         _logger.debug("%s: no caller reads, so the stream's task does", self.connection)
         self._is_reading = True
+        if self._keepalive.last_heard_at == self._handed_over_at:
+            self._reads_on = True  # No caller has read since the task stood back.
         if wire := self._awaited_wire():
             return alarm.wait_readable(wire), WsByteStream._read_what_came
         reading = self._receive(self._size_of_read())
@@ -582,9 +594,14 @@ class WsByteStream(trio.abc.HalfCloseableStream):
             return math.inf
         if protocol.ended or self._closing.is_closed_here:
             return -math.inf
-        if self._is_receiving or self._is_full():
+        if self._is_full() or (self._is_receiving and not self._reads_on):
             return math.inf
-        if self._pings_waiting or self._wire.failure or self._keepalive.is_looking:
+        if (
+            self._reads_on
+            or self._pings_waiting
+            or self._wire.failure
+            or self._keepalive.is_looking
+        ):
             return -math.inf
         return self._visited_at + GRACE_PERIOD
 
