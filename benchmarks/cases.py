@@ -26,7 +26,8 @@ from .kinds import BARE, HOST, KINDS, OTHERS, OURS, OURS_INSIDE
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-GO: Final = "Go's NetConn"
+PEERS: Final = {"Go's NetConn": "go", "the Rust original": "rust"}
+"""Other languages' relays, and the language."""
 PATIENCE: Final = 600  # seconds for a sample to be over
 
 Sample = dict[str, Any]
@@ -74,7 +75,7 @@ def _transfers(family: str, kinds: tuple[str, ...]) -> Iterator[Case]:
 
 def make_cases() -> list[Case]:
     """Return all cases, without samples."""
-    relays = (BARE, OURS, GO)
+    relays = (BARE, OURS, *PEERS)
     every = (BARE, OURS, *OTHERS)
     return [
         *_transfers("ws", every),
@@ -198,7 +199,7 @@ class Bench:
 
     def _sample(self, case: Case, kind: str) -> Sample:
         folder = self.folder if case.tls else ""
-        client_kind = OURS if kind == GO else kind
+        client_kind = OURS if kind in PEERS else kind
         server_kind = BARE if case.family == "relay" else kind
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(_process("client", client_kind, folder))
@@ -223,22 +224,23 @@ def _relay(family: str, kind: str, port: int) -> AbstractContextManager[subproce
     """Run the process between client and server, whose port is ``port``."""
     if family == "line":
         return _process("server", BARE, "", LINE, str(port))
-    if kind == GO:
-        return _process("serve", f"{HOST}:{port}", command=go_relay())
+    if kind in PEERS:
+        return _process("serve", f"{HOST}:{port}", command=_relay_of(PEERS[kind]))
     return _process("server", kind, "", kind, str(port))
 
 
-def go_relay() -> list[str]:
-    """Return the command of the relay in Go, which the tests with other programs use, too."""
+def _relay_of(language: str) -> list[str]:
+    """Return the command of a relay, which the tests with other programs use, too."""
     from tests.interop.build import BUILDS
 
-    build = BUILDS["go"]
+    build = BUILDS[language]
     program, command = build.find(build.target, "pumps")
     return [str(word) for word in command] if program.exists() else []
 
 
 def why_not(kind: str) -> str:
     """Return why a kind cannot be measured, or an empty string."""
-    if kind == GO:
-        return "" if go_relay() else "it is not built: python -m tests.interop.build go"
+    if language := PEERS.get(kind):
+        is_built = _relay_of(language)
+        return "" if is_built else f"it is not built: python -m tests.interop.build {language}"
     return "" if KINDS[kind].is_installed else f"{KINDS[kind].requires} is not installed"

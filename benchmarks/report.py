@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .cases import GO, Case, Sample
+from .cases import PEERS, Case, Sample
 from .kinds import BARE, OTHERS, OURS, OURS_INSIDE
 
 PACKAGES: Final = ("trio", "trio-websocket", "wsproto", "websockets", "aiohttp", "picows")
@@ -124,7 +124,7 @@ def _cost_table(cases: list[Case], kind: str, title: str) -> Table:
 
 
 def _relay_table(cases: list[Case]) -> Table:
-    relays = {"bridge": OURS, GO: GO}
+    relays = {"bridge": OURS} | {kind: kind for kind in PEERS}
     return "Relays between a WebSocket and TCP", [
         [
             "",

@@ -72,7 +72,7 @@ class Build:
 
 
 def run_cargo(target: Path) -> None:
-    subprocess.run(["cargo", "build", "--quiet"], cwd=target, check=True)
+    subprocess.run(["cargo", "build", "--quiet", "--release"], cwd=target, check=True)
     manifest = tomllib.loads((target / "Cargo.toml").read_text())
     for program, options in manifest["package"]["metadata"]["programs"].items():
         if not (target / "bin" / program).exists():
@@ -83,7 +83,7 @@ def run_cargo(target: Path) -> None:
 
 def find_rust(target: Path, program: str) -> tuple[Path, list[str | Path]]:
     installed = target / "bin" / program
-    built = installed if installed.exists() else target / "target" / "debug" / program
+    built = installed if installed.exists() else target / "target" / "release" / program
     return built, [built]
 
 

@@ -21,8 +21,10 @@ from trio_wsstream import (
     StreamClosed,
     StreamConfig,
     WsByteStream,
+    open_ws_stream,
 )
 
+from ..support.programs import port_of, running
 from ..support.receiving import receive_all
 from .conftest import Meet
 
@@ -60,6 +62,16 @@ async def echo_odd_sizes(stream: WsByteStream, far: trio.abc.Stream) -> None:
             echoed += await stream.receive_some()
         nursery.cancel_scope.cancel()
     assert echoed == b"".join(messages)
+
+
+async def echo_through_pumps(command: list[str | Path]) -> None:
+    """Do that through a program that passes on to TCP what comes from a WebSocket."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    command = [*command, "serve", f"127.0.0.1:{listener.socket.getsockname()[1]}"]
+    async with listener, running(command, "listening on") as pumps:
+        url = f"ws://127.0.0.1:{await port_of(pumps)}/"
+        async with open_ws_stream(url) as stream, await listener.accept() as tcp:
+            await echo_odd_sizes(stream, tcp)
 
 
 async def prompt(stream: WsByteStream) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from trio_wsstream import StreamConfig, open_ws_stream
+from trio_wsstream import StreamConfig
 
 from ..support.programs import port_of, running
-from .checks import Checks, HalfClose, echo_odd_sizes, sha256
+from .checks import Checks, HalfClose, echo_odd_sizes, echo_through_pumps, sha256
 from .conftest import Meet
 from .peer import built_peer, serve_streams
 
@@ -130,13 +130,7 @@ def pumps_command() -> list[str | Path]:
 
 
 async def test_a_tunnel_of_two_pumps_in_front_of_tcp(pumps_command: list[str | Path]) -> None:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    target = f"127.0.0.1:{listener.socket.getsockname()[1]}"
-    command = [*pumps_command, "serve", target]
-    async with listener, running(command, "listening on") as pumps:
-        url = f"ws://127.0.0.1:{await port_of(pumps)}/"
-        async with open_ws_stream(url) as stream, await listener.accept() as tcp:
-            await echo_odd_sizes(stream, tcp)
+    await echo_through_pumps(pumps_command)
 
 
 async def test_a_tunnel_of_two_pumps_behind_tcp(pumps_command: list[str | Path]) -> None:

@@ -16,7 +16,7 @@ from trio_wsstream import (
 )
 
 from ..support.receiving import receive_all
-from .checks import Checks, HalfClose, closed_with, prompt, sha256
+from .checks import Checks, HalfClose, closed_with, echo_through_pumps, prompt, sha256
 from .conftest import Meet
 from .peer import built_peer
 
@@ -222,3 +222,7 @@ class TestFastwebsockets(Checks):
     @staticmethod
     def command() -> list[str | Path]:
         return built_peer("rust", "fastwebsockets")
+
+
+async def test_a_tunnel_of_the_original_in_front_of_tcp() -> None:
+    await echo_through_pumps(built_peer("rust", "pumps"))
