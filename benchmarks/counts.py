@@ -175,20 +175,28 @@ async def _connecting(name: str, server_tls: TLS, client_tls: TLS) -> Counts:
         return {"connect, round trip, close": await _count(connect)}
 
 
-def _memory(bare: bool) -> int:
-    """Return how many bytes an idle pair has allocated."""
-    tracemalloc.start()
-    try:
-        read = tracemalloc.get_traced_memory
-        before, after = trio.run(partial(memory.measure, _PAIRS, bare=bare, tls=False, read=read))
-    finally:
-        tracemalloc.stop()
-    return int(after[0] - before[0])
+def _memory(readers: bool) -> dict[str, float]:
+    """Return how much an idle pair has allocated."""
+
+    def of(bare: bool) -> int:
+        tracemalloc.start()
+        try:
+            read = tracemalloc.get_traced_memory
+            pairs = partial(memory.measure, _PAIRS, bare=bare, tls=False, readers=readers)
+            before, after = trio.run(partial(pairs, read=read))
+        finally:
+            tracemalloc.stop()
+        return int(after[0] - before[0])
+
+    return {"memory": round(of(bare=False) / of(bare=True), 3)}
 
 
 def count() -> Counts:
     """Return all ratios to bare Trio."""
-    ratios = {"ws: an idle pair": {"memory": _memory(bare=False) / _memory(bare=True)}}
+    ratios = {
+        f"ws: an idle pair{with_readers}": _memory(bool(with_readers))
+        for with_readers in ("", " with readers")
+    }
     with Bench(seconds=0, idle=0) as bench:
         tls = [tls_context(side, bench.folder) for side in ("server", "client")]
         for scheme, contexts, names in (

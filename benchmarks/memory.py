@@ -6,9 +6,9 @@ With ``--tls`` each pair goes over TLS, and has carried messages of 64 KiB in bo
 it is idle: OpenSSL's buffers never shrink.
 
 Both ends are in this process, so that tracemalloc sees all of it. There is nothing else: no
-nurseries of `open_ws_stream`, no servers. So this cannot tell what a
-connection takes in a program; the cases ``idle-*`` of ``python -m benchmarks`` do. And it says
-nothing about time: in one process the order in which the two ends run decides how fast they are.
+nurseries of `open_ws_stream`, no servers. So this cannot tell what a connection takes in a program;
+the cases ``idle-*`` of ``python -m benchmarks`` do. And it says nothing about time: in one process
+the order in which the two ends run decides how fast they are.
 
 The resident memory is read from ``/proc``, so this runs on Linux only.
 """
@@ -88,7 +88,7 @@ async def _carry(one: Any, other: Any) -> None:
 
 
 async def measure(
-    pairs: int, *, bare: bool, tls: bool, readers: bool = False, read: Callable[[], Any]
+    pairs: int, *, bare: bool, tls: bool, readers: bool, read: Callable[[], Any]
 ) -> tuple[Any, Any]:
     """Return what ``read`` tells before ``pairs`` pairs are opened, and when they are idle."""
     kept: list[Any] = []

@@ -110,11 +110,11 @@ class Alarm(weakref.ref[Stream]):
         self.has_open_end = False
         self.keeps: Stream | None = None
 
-    async def sleep(self, *, has_open_end: bool) -> None:
-        """Wait until the alarm rings."""
+    def sleep(self, *, has_open_end: bool) -> Awaitable[None]:
+        """Wait until the alarm rings. The task must await the result at once."""
         self.has_open_end = has_open_end
         self._sleeper = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)
+        return trio.lowlevel.wait_task_rescheduled(self._stop_sleeping)  # noqa: ASYNC105
 
     async def sleep_until(self, deadline: float, *, has_open_end: bool) -> None:
         """The same, but at the longest until ``deadline``, in the run's clock."""
