@@ -136,6 +136,27 @@ async def test_for_a_caller_who_comes_back_late_again_and_again_the_task_reads_o
             assert await take(0.5 * _stream.GRACE_PERIOD, 10) == 0
 
 
+async def test_a_task_that_reads_on_stops_when_enough_is_unread(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        small = StreamConfig(receive_buffer_size=1000, ping_interval=None)
+        client, server = await stream_pair(nursery, "memory", CONFIG, small)
+        for _ in range(4):
+            nursery.start_soon(server.receive_some)
+            await wait_all_tasks_blocked()
+            await client.send_all(b"data")
+            await trio.sleep(3 * _stream.GRACE_PERIOD)
+        assert server._reads_on
+        for _ in range(100):
+            await client.send_all(bytes(100))
+            await trio.sleep(0.01)
+        assert 1000 <= server._protocol.unread.size <= 2000
+        received = 0
+        while received < 10_000:
+            received += len(await server.receive_some())
+
+
 async def test_messages_for_many_callers_share_few_wakeups_of_the_timer(
     autojump_clock: MockClock,
 ) -> None:

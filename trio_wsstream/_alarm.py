@@ -62,8 +62,8 @@ class Alarm(weakref.ref[Stream]):
       look: the same, for `look_by`.
 
     Attributes:
-      has_open_end (bool): the task sleeps, and nothing takes into account when the last caller has
-          read. A caller that stops reading must call `look_by`.
+      has_open_end (bool): the task sleeps and no look is due, so a caller that stops reading must
+          ask for one (`look_by`).
       keeps: the stream, while it must not become garbage; else None.
     """
 
@@ -169,9 +169,8 @@ class Alarm(weakref.ref[Stream]):
 
     def call_by(self, time: float) -> None:
         """Have the stream called at ``time`` at the latest."""
-        if self._timer is None:
-            self._timer = _Timer.for_one_more()
         if time < self._called_at:
+            self._timer = self._timer or _Timer.for_one_more()
             self._called_at = time
             self._timer.add(time, self)
 

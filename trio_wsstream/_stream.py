@@ -228,7 +228,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         self._idle_wait: trio.CancelScope | None = None  # of wait_send_all_might_not_block
         self._is_sending = False  # a caller is in one of the three sending methods
         self._visited_at = now  # by a caller that reads
-        self._handed_over_at = -math.inf  # to a caller that waited for the task: what that had read
+        self._handed_over_at = -math.inf  # when the task's read last ended while a caller waited
         self._reads_on = False  # the task does not stand back for callers
         self._has_unprocessed = (
             False  # something that came waits for subscribers or a schedule point
