@@ -111,6 +111,32 @@ async def test_messages_for_a_caller_who_reads_on_wake_no_other_task(
         assert count.steps["trio_wsstream._alarm._Timer._run"] <= looks
 
 
+async def test_a_stream_that_is_not_among_many_is_looked_at_without_delay(
+    autojump_clock: MockClock,
+) -> None:
+    async with background() as nursery:
+        client, server = await stream_pair(nursery, "unix", CONFIG, CONFIG)
+        with trio.move_on_after(1.0037):  # The end of the grace period is no tick.
+            await server.receive_some()
+        left_at = trio.current_time()
+        await client.ping()
+        assert trio.current_time() - left_at == pytest.approx(_stream.GRACE_PERIOD, abs=1e-6)
+
+
+async def test_the_timer_forgets_streams_that_have_ended(autojump_clock: MockClock) -> None:
+    async with background() as nursery:
+        streams = [*await stream_pair(nursery, "unix", CONFIG, CONFIG)]
+        await wait_all_tasks_blocked()
+        timer = _alarm._timers.get()
+        assert timer is not None
+        for _ in range(100):
+            async with background() as short:
+                streams += await stream_pair(short, "unix", CONFIG, CONFIG)
+                await wait_all_tasks_blocked()
+        assert timer._count == sum(stream.closed is None for stream in streams) == 2
+        assert len(timer._times) <= 20
+
+
 async def test_for_a_caller_who_comes_back_late_again_and_again_the_task_reads_on(
     autojump_clock: MockClock,
 ) -> None:
