@@ -111,18 +111,6 @@ async def test_messages_for_a_caller_who_reads_on_wake_no_other_task(
         assert count.steps["trio_wsstream._alarm._Timer._run"] <= looks
 
 
-async def test_a_stream_that_is_not_among_many_is_looked_at_without_delay(
-    autojump_clock: MockClock,
-) -> None:
-    async with background() as nursery:
-        client, server = await stream_pair(nursery, "unix", CONFIG, CONFIG)
-        with trio.move_on_after(1.0037):  # The end of the grace period is no tick.
-            await server.receive_some()
-        left_at = trio.current_time()
-        await client.ping()
-        assert trio.current_time() - left_at == pytest.approx(_stream.GRACE_PERIOD, abs=1e-6)
-
-
 async def test_the_timer_forgets_streams_that_have_ended(autojump_clock: MockClock) -> None:
     async with background() as nursery:
         streams = [*await stream_pair(nursery, "unix", CONFIG, CONFIG)]
@@ -137,6 +125,17 @@ async def test_the_timer_forgets_streams_that_have_ended(autojump_clock: MockClo
         assert len(timer._times) <= 20
 
 
+async def receive_and_pause(
+    nursery: trio.Nursery, client: WsByteStream, server: WsByteStream, pause: float, count: int
+) -> None:
+    """Let the server receive ``count`` times, and pause after each time for so many seconds."""
+    for _ in range(count):
+        nursery.start_soon(server.receive_some)
+        await wait_all_tasks_blocked()
+        await client.send_all(b"data")
+        await trio.sleep(pause)
+
+
 async def test_for_a_caller_who_comes_back_late_again_and_again_the_task_reads_on(
     autojump_clock: MockClock,
 ) -> None:
@@ -147,11 +146,7 @@ async def test_for_a_caller_who_comes_back_late_again_and_again_the_task_reads_o
 
         async def take(pause: float, count: int) -> int:
             trio.lowlevel.add_instrument(steps := CountSteps())
-            for _ in range(count):
-                nursery.start_soon(server.receive_some)
-                await wait_all_tasks_blocked()
-                await client.send_all(b"data")
-                await trio.sleep(pause)
+            await receive_and_pause(nursery, client, server, pause, count)
             trio.lowlevel.remove_instrument(steps)
             return steps.steps["trio_wsstream._stream.WsByteStream._run"]
 
@@ -168,11 +163,7 @@ async def test_a_task_that_reads_on_stops_when_enough_is_unread(
     async with background() as nursery:
         small = StreamConfig(receive_buffer_size=1000, ping_interval=None)
         client, server = await stream_pair(nursery, "memory", CONFIG, small)
-        for _ in range(4):
-            nursery.start_soon(server.receive_some)
-            await wait_all_tasks_blocked()
-            await client.send_all(b"data")
-            await trio.sleep(3 * _stream.GRACE_PERIOD)
+        await receive_and_pause(nursery, client, server, 3 * _stream.GRACE_PERIOD, 4)
         assert server._reads_on
         for _ in range(100):
             await client.send_all(bytes(100))

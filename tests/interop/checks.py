@@ -65,7 +65,7 @@ async def echo_odd_sizes(stream: WsByteStream, far: trio.abc.Stream) -> None:
 
 
 async def echo_through_pumps(command: list[str | Path]) -> None:
-    """Do that through a program that passes on to TCP what comes from a WebSocket."""
+    """Do `echo_odd_sizes` through a program that joins each WebSocket to a TCP connection."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     command = [*command, "serve", f"127.0.0.1:{listener.socket.getsockname()[1]}"]
     async with listener, running(command, "listening on") as pumps:
