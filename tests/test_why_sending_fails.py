@@ -15,6 +15,7 @@ from trio_wsstream import (
     AbnormalClosure,
     ConnectionLost,
     ErrorOccurred,
+    StreamClosed,
     StreamConfig,
     WsByteStream,
     WsEvent,
@@ -299,3 +300,39 @@ async def test_over_other_transports_than_sockets_a_frame_has_a_second_to_be_fin
         with pytest.raises(trio.BrokenResourceError):
             await stream.send_all(MUCH)
         assert trio.current_time() == started_at + 1
+
+
+# After a half-close of the peer, which is no reason to send nothing
+
+
+HALF_CLOSE = close_payload(1000, "half-close")
+
+
+@pytest.mark.parametrize("how", ["time is up", "TCP breaks"])
+@pytest.mark.parametrize("transport", ["unix", "tls"])
+async def test_an_answering_half_close_that_cannot_go_out_does_not_blame_the_peers(
+    transport: str, how: str, autojump_clock: MockClock
+) -> None:
+    config = StreamConfig(ping_timeout=None, close_timeout=3)
+    async with background() as nursery:
+        stream, peer = await raw_pair(nursery, transport, config)
+        events = stream.subscribe(kinds=ErrorOccurred)
+        await peer.send(CLOSE, HALF_CLOSE)
+        assert await stream.receive_some() == b""
+        with trio.move_on_after(1):
+            await stream.send_all(MUCH)
+        if how == "TCP breaks":
+            nursery.start_soon(break_soon, peer)
+        with pytest.raises(trio.BrokenResourceError) as error:
+            await stream.send_eof()
+        lost = error.value.__cause__
+        assert isinstance(lost, ConnectionLost)
+        assert ("in time" in str(lost)) is (how == "time is up")
+        assert await stream.receive_some() == b""
+        told = [event async for event in events]
+        assert told == [ErrorOccurred(lost), StreamClosed(1000, "half-close", False, lost)]
+
+
+async def break_soon(peer: RawPeer) -> None:
+    await wait_all_tasks_blocked()
+    await trio.aclose_forcefully(peer.transport)

@@ -131,9 +131,7 @@ class Closing:
             return trio.ClosedResourceError("this side has ended its sending with send_eof")
         if isinstance(protocol.error, KeepaliveTimeout):
             cause: Exception = protocol.error
-        elif protocol.close_received is not None and not (
-            protocol.answer_is_deferred and has_broken
-        ):
+        elif protocol.close_received and (protocol.peer_has_closed or not has_broken):
             cause = AbnormalClosure(*protocol.close_received)
         else:
             cause = protocol.error or ConnectionLost(failure or "the transport ended")

@@ -330,15 +330,15 @@ class Protocol:
             self._log_payload([message])
         return message
 
-    def receive_eof(self, why: str = "the transport ended") -> None:
-        """Note that TCP has ended or broken, and why."""
+    def receive_eof(self, why: str = "the transport ended", *, close_written: bool = False) -> None:
+        """Note that TCP has ended or broken, and why, and whether our Close was written before."""
         if self.tcp_ended:
             return
         self.tcp_ended = True
         self.can_send = False
         if self.close_received is None:
             self._break(ConnectionLost(f"{why} before the peer's Close"))
-        elif self.close_sent is None:
+        elif self.close_sent is None or not (close_written or self.peer_has_closed):
             self._break(ConnectionLost(f"{why} before the answer to the peer's Close"))
 
     def next_event(self) -> WsEvent | None:
@@ -454,6 +454,14 @@ class Protocol:
             return close == HALF_CLOSE
         return policy is HalfClose.ALWAYS
 
+    @property
+    def peer_has_closed(self) -> bool:
+        """The peer's Close has ended our sending too. A half-close that we honour does not."""
+        close = self.close_received
+        if close is None:
+            return False
+        return isinstance(self.error, AbnormalClosure) or not self._defers_answer_to(close)
+
     def _settle_pings(self, payload: bytes) -> None:
         """A Pong answers its ping and all earlier ones (5.5.3)."""
         earlier = None
@@ -552,8 +560,8 @@ class Protocol:
           Whether there is an event that tells of it.
         """
         self._forget_pings()
-        is_over = self.close_received is not None and not self.answer_is_deferred
-        if is_over or self.error is not None or self._loss is not None or self.tcp_ended:
+        is_over = self.peer_has_closed or self.tcp_ended
+        if is_over or self.error is not None or self._loss is not None:
             return False  # the connection is over, or its error has been told
         self._loss = ConnectionLost(why)
         self._events.append(ErrorOccurred(self._loss))

@@ -431,13 +431,16 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if data:
             self._protocol.receive_data(data)
         else:
-            self._protocol.receive_eof()
+            self._receive_eof("the transport ended")
 
     def _take_in_error(self, error: Exception) -> None:
         if isinstance(error, ProtocolViolation):  # which trio-websocket has met
             self._protocol.fail(error)
         else:
-            self._protocol.receive_eof(why_broken(error))
+            self._receive_eof(why_broken(error))
+
+    def _receive_eof(self, why: str) -> None:
+        self._protocol.receive_eof(why, close_written=self._writer.close_written)
 
     async def _receive_taken_over(self, size: int) -> bytes | bytearray:
         await self._takeover.wait_for_reader()
@@ -896,10 +899,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
 
     def _after_write(self) -> None:
         """Our Close is with the transport, or nothing can be written any more."""
-        if self._wire.failure and self._protocol.fail_to_send(self._wire.failure):
-            self._process_input()
-        if self._writer.close_written and self._protocol.close_received is not None:
+        protocol = self._protocol
+        if self._writer.close_written and protocol.close_received is not None:
             self._begin_closing()
+        elif self._wire.failure and protocol.fail_to_send(self._wire.failure):
+            self._process_input()
         self._tell_change()
         self._alarm.ring()
 
@@ -1004,9 +1008,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     async def _close_transport(self) -> None:
         closing, protocol = self._closing, self._protocol
         if not closing.has_begun and trio.current_time() >= closing.wakes_at:
-            protocol.receive_eof(
-                "the Close could not be sent in time, so the connection was given up"
-            )
+            self._receive_eof("the Close could not be sent in time, so the connection was given up")
             self._process_input()
         if protocol.close_sent is not None or protocol.owes:
             await self._let_close_go_out()
