@@ -178,7 +178,7 @@ class Alarm(weakref.ref[Stream]):
         """Have the stream look whether its task must read: at ``time``, or one tick later at the
         most, or earlier if that was asked for before.
 
-        Infinity means: when a caller stops reading.
+        Infinity means: at no time. The next caller that stops reading asks again.
         """
         self.has_open_end = time == math.inf and self._sleeper is not None
         if time < math.inf and self._looks_at == math.inf:

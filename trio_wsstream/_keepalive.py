@@ -58,7 +58,7 @@ class Action(enum.Enum):
 
 
 def next_tick(time: float, tick: float) -> float:
-    """Return the first multiple of ``tick`` that is not before ``time``."""
+    """Return a multiple of ``tick`` that is not before ``time``, and not more than a tick later."""
     return max(time, math.ceil(time / tick) * tick)  # A rounded product may be before it.
 
 

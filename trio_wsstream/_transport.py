@@ -23,8 +23,8 @@ the four coroutines that `trio.socket` needs for each call, and without the cont
 `trio.SocketStream`. Together they take a fifth of the time that 1 KiB needs.
 
 *A read that finds nothing* takes a call and an exception before the wait, 3 % of a round trip. To
-wait for bytes that are there already costs twice as much. So once a read has found nothing, the
-next reads wait first, `_PATIENCE` of them or until one is filled.
+wait for bytes that are there already costs twice as much. So after a read that has found nothing,
+the next `_PATIENCE` reads wait first. When a read is filled, the next one tries first again.
 """
 
 from __future__ import annotations
@@ -356,7 +356,7 @@ class SocketWire(_Wire):
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self.socket = stream.socket
-        self._waits_first = 0  # how many of the next reads do
+        self._waits_first = 0  # how many of the next reads wait before they try
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Receive at least one byte, or ``b""`` at the end; see `StreamWire`."""
