@@ -62,6 +62,21 @@ async def test_send_all_sends_nothing_for_no_bytes() -> None:
         assert await peer.receive() == (BINARY, b"x")
 
 
+@pytest.mark.parametrize("data", [b"", bytearray(), b"x"])
+async def test_to_send_nothing_after_the_end_of_sending_is_an_error_too(data: Any) -> None:
+    async with ws_stream_pair() as (stream, peer):
+        await stream.send_eof()
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send_all(data)
+    async with ws_stream_pair() as (stream, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.aclose, 1001)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(data)
+
+
 async def test_each_frame_of_a_client_has_a_fresh_masking_key() -> None:
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, client=True)

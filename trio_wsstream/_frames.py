@@ -68,6 +68,22 @@ def encode_header(first: int, length: int, mask: int = 0) -> bytes:
     return bytes((first, mask | 127)) + length.to_bytes(8, "big")
 
 
+@functools.lru_cache(maxsize=256)
+def _whole_message(size: int, mask: int) -> tuple[bytes, int]:
+    """Return how a message of ``size`` bytes with its header begins, if it is one binary frame with
+    payload, and where its payload begins. That is 0 if there is no such message.
+    """
+    key = 4 if mask else 0
+    length = size - 2 - key
+    if length > 125:
+        length -= 2 if length < 65538 else 8
+    if length < 1:
+        return b"", 0
+    header = encode_header(FIN | BINARY, length, mask)
+    start = len(header) + key
+    return (header, start) if start + length == size else (b"", 0)
+
+
 _keys: list[bytes] = []
 
 
@@ -190,22 +206,19 @@ class Decoder:
         This is a fast path. If ``data`` is anything else, or an empty message, or if earlier bytes
         are not decoded, the result is None and nothing has changed; then use `feed` and `decode`.
         """
-        is_inside = self.left >= len(data) > 0  # so that no header can be in it
-        if is_inside and self._kind == BINARY and self._position == len(self._data):
+        if self._position < len(self._data):
+            return None
+        if self.left:
+            if self.left < len(data) or not data or self._kind != BINARY:
+                return None  # A header may be in it.
             self.left -= len(data)
             return self._unmask(data) if self._mask else data
-        length = len(data) - (6 if self._mask else 2)
-        if length > 125:
-            length -= 2 if length < 65538 else 8
-        if length < 1 or self.is_inside_message or self._position < len(self._data):
-            return None
-        start = len(data) - length
-        header = encode_header(FIN | BINARY, length, self._mask)
-        if not data.startswith(header) or len(header) + (4 if self._mask else 0) != start:
+        header, start = _whole_message(len(data), self._mask)
+        if not start or self._legal is _LEGAL_INSIDE or not data.startswith(header):
             return None
         if not self._mask:
             return data[start:]
-        payload = (data if length < _MIN_VIEW else memoryview(data))[start:]
+        payload = (data if len(data) < _MIN_VIEW else memoryview(data))[start:]
         return apply_mask(payload, data[start - 4 : start])
 
     def feed(self, data: bytes | bytearray) -> None:

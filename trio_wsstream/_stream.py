@@ -726,7 +726,8 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         try:
             if not size:
                 await trio.lowlevel.checkpoint()
-            while (frames or start < size) and protocol.can_send and not wire.failure:
+                is_all_written = self._can_send()
+            while not is_all_written and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken or protocol.owes:
                     await writer.take_turn()
                     if protocol.owes_rest or not self._can_send():
@@ -758,13 +759,13 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                                 start += limit
                             frames = frames[await wire.write(frames, self._may_begin) :]
                         writer.written_at = self._clock.current_time()
-                        if not (frames or start < size) or not self._may_begin():
+                        is_all_written = not (frames or start < size)
+                        if is_all_written or not self._may_begin():
                             if wire.rest:
                                 await wire.write_rest()
-                            is_all_written = not (frames or start < size)
                             break
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass  # the wire has noted why, or the next write will
+                    is_all_written = False  # The wire has noted why, or the next write will.
                 finally:
                     writer.pass_turn()  # to a task that flushes, if something is owed
             if (self._closing.is_closed_here or not is_all_written) and not self._can_send():
