@@ -64,7 +64,7 @@ async def test_send_all_sends_nothing_for_no_bytes() -> None:
 
 @pytest.mark.parametrize("data", [b"", bytearray(), b"x"])
 async def test_to_send_nothing_after_the_end_of_sending_is_an_error_too(data: Any) -> None:
-    async with ws_stream_pair() as (stream, peer):
+    async with ws_stream_pair() as (stream, _):
         await stream.send_eof()
         with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(data)

@@ -305,9 +305,6 @@ async def test_over_other_transports_than_sockets_a_frame_has_a_second_to_be_fin
 # After a half-close of the peer, which is no reason to send nothing
 
 
-HALF_CLOSE = close_payload(1000, "half-close")
-
-
 @pytest.mark.parametrize("how", ["time is up", "TCP breaks"])
 @pytest.mark.parametrize("transport", ["unix", "tls"])
 async def test_an_answering_half_close_that_cannot_go_out_does_not_blame_the_peers(
@@ -317,7 +314,7 @@ async def test_an_answering_half_close_that_cannot_go_out_does_not_blame_the_pee
     async with background() as nursery:
         stream, peer = await raw_pair(nursery, transport, config)
         events = stream.subscribe(kinds=ErrorOccurred)
-        await peer.send(CLOSE, HALF_CLOSE)
+        await peer.send(CLOSE, close_payload(1000, "half-close"))
         assert await stream.receive_some() == b""
         with trio.move_on_after(1):
             await stream.send_all(MUCH)

@@ -70,8 +70,8 @@ def encode_header(first: int, length: int, mask: int = 0) -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def _whole_message(size: int, mask: int) -> tuple[bytes, int]:
-    """Return how a message of ``size`` bytes with its header begins, if it is one binary frame with
-    payload, and where its payload begins. That is 0 if there is no such message.
+    """Return the header of the unfragmented binary message that takes ``size`` bytes with it, and
+    where its payload begins. That is 0 if no message with payload takes so many bytes.
     """
     key = 4 if mask else 0
     length = size - 2 - key

@@ -726,7 +726,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         try:
             if not size:
                 await trio.lowlevel.checkpoint()
-                is_all_written = self._can_send()
+                is_all_written = self._can_send()  # else it is an error, as for any bytes
             while not is_all_written and protocol.can_send and not wire.failure:
                 if writer.turn_is_taken or protocol.owes:
                     await writer.take_turn()
