@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import runpy
 import subprocess
@@ -579,6 +580,52 @@ def test_decode_at_once_returns_the_payload_of_exactly_one_message(
     payload: list[Buffer] = []
     assert decoder.decode(payload) is None
     assert b"".join(payload) == pattern(length)
+
+
+@pytest.mark.parametrize("lengths", [[65_536] * 2, [65_536] * 4, [65_533] * 3, [70_000] * 3])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@SIDES
+def test_decode_at_once_returns_the_payload_of_several_messages_of_one_length(
+    lengths: list[int], kind: Callable[[bytes], bytes | bytearray], client: bool
+) -> None:
+    payload = pattern(sum(lengths))
+    starts = itertools.accumulate([0, *lengths[:-1]])
+    pieces = [payload[start : start + size] for start, size in zip(starts, lengths, strict=True)]
+    data = kind(b"".join(frame(BINARY, piece, masked=not client) for piece in pieces))
+    decoder = Decoder(client=client)
+    assert decoder.decode_at_once(data) == payload
+    assert not decoder.is_inside_message
+    data += b"\x82"  # A view of it would forbid that.
+
+
+@SIDES
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda masked: frame(TEXT, bytes(65_536), masked=masked),
+        lambda masked: frame(BINARY, bytes(65_536), fin=False, masked=masked),
+        lambda masked: frame(CONT, bytes(65_536), masked=masked),
+        lambda masked: frame(BINARY, bytes(65_536), masked=not masked),
+        lambda masked: (
+            frame(PING, b"ping", masked=masked)
+            + frame(BINARY, bytes(65_530 - (4 if masked else 0)), masked=masked)
+        ),
+        lambda masked: frame(BINARY, bytes(65_535), masked=masked),
+        lambda masked: frame(BINARY, bytes(65_536), masked=masked)[:-1],
+    ],
+    ids=["text", "fragment", "continuation", "mask", "ping", "shorter", "part"],
+)
+def test_decode_at_once_leaves_a_message_with_something_else_behind_it_to_decode(
+    second: Callable[[bool], bytes], client: bool
+) -> None:
+    first = frame(BINARY, pattern(65_536), masked=not client)
+    data = first + second(not client)
+    decoder = Decoder(client=client)
+    assert decoder.decode_at_once(data) is None
+    assert decode_step(decoder, data) == decode([data], client=client)
+    decoder = Decoder(client=client)
+    decode_step(decoder, frame(BINARY, b"before", fin=False, masked=not client))
+    assert decoder.decode_at_once(first + first) is None
 
 
 def not_one_message(*, client: bool) -> list[bytes]:

@@ -69,19 +69,24 @@ def encode_header(first: int, length: int, mask: int = 0) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def _whole_message(size: int, mask: int) -> tuple[bytes, int]:
-    """Return the header of the unfragmented binary message that takes ``size`` bytes with it, and
-    where its payload begins. That is 0 if no message with payload takes so many bytes.
+def _whole_messages(size: int, mask: int) -> tuple[bytes, int, int]:
+    """Return the header that whole unfragmented binary messages of one length have if they take
+    ``size`` bytes together, where the payload of the first begins, and where the next message does.
+
+    It is one message, or as many as there can be of at least 64 KiB. If there are none of that
+    kind, with payload, the header is empty, and the payload begins at 0.
     """
+    count = max(1, size // 65536)
+    each, left = divmod(size, count)
     key = 4 if mask else 0
-    length = size - 2 - key
+    length = each - 2 - key
     if length > 125:
         length -= 2 if length < 65538 else 8
-    if length < 1:
-        return b"", 0
+    if length < 1 or left:
+        return b"", 0, each
     header = encode_header(FIN | BINARY, length, mask)
     start = len(header) + key
-    return (header, start) if start + length == size else (b"", 0)
+    return (header, start, each) if start + length == each else (b"", 0, each)
 
 
 _keys: list[bytes] = []
@@ -200,8 +205,8 @@ class Decoder:
         return self._legal is _LEGAL_INSIDE or self.left > 0
 
     def decode_at_once(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """Return the payload of ``data`` if it is one unfragmented binary message, or a part of one
-        frame's binary payload.
+        """Return the payload of ``data`` if it is one unfragmented binary message, several of the
+        same length, or a part of one frame's binary payload.
 
         This is a fast path. If ``data`` is anything else, or an empty message, or if earlier bytes
         are not decoded, the result is None and nothing has changed; then use `feed` and `decode`.
@@ -213,13 +218,29 @@ class Decoder:
                 return None  # A header may be in it.
             self.left -= len(data)
             return self._unmask(data) if self._mask else data
-        header, start = _whole_message(len(data), self._mask)
+        header, start, end = _whole_messages(len(data), self._mask)
         if not start or self._legal is _LEGAL_INSIDE or not data.startswith(header):
             return None
+        if end < len(data):
+            return self._decode_equal(data, header, start, end)
         if not self._mask:
             return data[start:]
-        payload = (data if len(data) < _MIN_VIEW else memoryview(data))[start:]
+        payload = (data if end < _MIN_VIEW else memoryview(data))[start:]
         return apply_mask(payload, data[start - 4 : start])
+
+    def _decode_equal(
+        self, data: bytes | bytearray, header: bytes, start: int, size: int
+    ) -> bytes | None:
+        """Do the same for several messages of ``size`` bytes each, if all have that header."""
+        ends = range(size, len(data) + 1, size)
+        if not all(data.startswith(header, end - size) for end in ends):
+            return None
+        view = memoryview(data)
+        payload: list[Buffer] = [view[end - size + start : end] for end in ends]
+        if self._mask:
+            keys = [data[end - size + start - 4 : end - size + start] for end in ends]
+            payload = list(map(apply_mask, payload, keys))
+        return b"".join(payload)
 
     def feed(self, data: bytes | bytearray) -> None:
         """Add bytes that arrived; `decode` decodes them."""

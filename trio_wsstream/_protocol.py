@@ -319,7 +319,8 @@ class Protocol:
         return self._decoder.left
 
     def receive_at_once(self, data: bytes | bytearray) -> bytes | bytearray | None:
-        """Return the payload of ``data`` if that is one binary message, or a part of one frame's.
+        """Return the payload of ``data`` if that is one binary message, several of one length, or a
+        part of one frame's.
 
         Otherwise return None, and give ``data`` to `receive_data`.
         """

@@ -7,6 +7,10 @@ after `_PATIENCE` reads. Inside one very long frame no headers will come. A read
 then stays aligned with the peer's writes; otherwise each read leaves a remainder of another size,
 and malloc keeps all of those apart.
 
+*Whole messages* take a shorter way to the caller than parts of them (`Decoder.decode_at_once`),
+which makes the reading of large writes faster by a fifth. After a read that ended inside a frame
+all others would, too. So the next read asks for the rest of that frame, and one frame more.
+
 *Where a `trio.SSLStream` itself is read* (`StreamWire`), a read brings one record at the most (RFC
 8446, 5.1), but Python makes room for all that was asked for. So nobody asks for more than one.
 
@@ -51,12 +55,13 @@ class ReadSize:
       of_caller (int): bytes, for a caller's read.
     """
 
-    __slots__ = ("_limit", "_one_frame", "_patience", "of_caller")
+    __slots__ = ("_limit", "_most", "_one_frame", "_patience", "of_caller")
 
     def __init__(self, *, client: bool, limit: int, of_records: bool) -> None:
         one_frame = PAYLOAD_SIZE + (MAX_HEADER - 4 if client else MAX_HEADER)
         self._one_frame = TLS_RECORD if of_records else one_frame
         self._limit = limit
+        self._most = min(limit, TLS_RECORD if of_records else 2 * one_frame)
         self._patience = 0
         self.of_caller = self.of_task(unread=0)
 
@@ -72,8 +77,9 @@ class ReadSize:
           frame_left: how many bytes of the current frame are still to come.
         """
         if frame_left > _LONG_FRAME:
-            self.of_caller = min(2 * PAYLOAD_SIZE, self._limit)
+            self.of_caller = min(2 * PAYLOAD_SIZE, self._most)
         elif received > _ONE_FRAME:
+            self.of_caller = self._most
             self._patience = 0
         elif self.of_caller > _ONE_FRAME:
             self.of_caller = self.of_task(unread=0)
@@ -81,4 +87,13 @@ class ReadSize:
         elif self._patience:
             self._patience -= 1
         else:
-            self.of_caller = min(2 * self.of_task(unread=0), self._limit)
+            self.of_caller = self._most
+
+    def align(self, frame_left: int) -> None:
+        """Let the next read of a caller end with a frame, now that all that came is decoded.
+
+        Args:
+          frame_left: how many bytes of the current frame are still to come.
+        """
+        if 0 < frame_left <= self._one_frame:
+            self.of_caller = min(frame_left + self._one_frame, self._most)

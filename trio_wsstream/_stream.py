@@ -362,6 +362,7 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                         if self._changed:
                             self._changed.unpark_all()
                     self._process_input()
+                    self._read_size.align(protocol.frame_left)
                 has_yielded = True
         finally:
             self._is_receiving = False
