@@ -13,10 +13,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream, _alarm, _pace
+from trio_wsstream import ConnectionLost, StreamConfig, WsByteStream, _alarm, _pace, _transport
 from trio_wsstream.testing import ws_stream_pair
 
-from .support.frames import BINARY, CLOSE, PING, PONG, close_payload
+from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, close_payload
 from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background
 from .support.transports import TRANSPORTS, beneath, reset
@@ -55,11 +55,13 @@ def take(monkeypatch: pytest.MonkeyPatch, counts: Sequence[int], then: Callable[
 @pytest.mark.parametrize(
     ("transport", "size", "counts", "is_slow", "begun"),
     [
-        pytest.param("tcp", 327_680, [327_590], False, 1, id="a long message"),
-        pytest.param("tls", 327_680, [327_890], False, 1, id="a long message over TLS"),
-        pytest.param("tls", 65_536, [5], False, 2, id="much is left of two frames over TLS"),
-        pytest.param("tcp", 1_000, [5, 1_500], True, 2, id="frames from before the line was slow"),
-        pytest.param("tcp", 100_000, [0, 105_000], True, 2, id="a fragment"),
+        pytest.param("tcp", 327_680, [327_590], False, [BINARY], id="a long message"),
+        pytest.param("tls", 327_680, [327_890], False, [BINARY], id="a long message over TLS"),
+        pytest.param(
+            "tls", 65_536, [5], False, [BINARY] * 2, id="much is left of two frames over TLS"
+        ),
+        pytest.param("tcp", 1_000, [5, 1_500], True, [BINARY] * 2, id="the line turns slow"),
+        pytest.param("tcp", 100_000, [0, 70_000], True, [BINARY, CONT], id="a fragment"),
     ],
 )
 async def test_no_frame_begins_while_something_is_owed(
@@ -67,7 +69,7 @@ async def test_no_frame_begins_while_something_is_owed(
     size: int,
     counts: Sequence[int],
     is_slow: bool,
-    begun: int,
+    begun: list[int],
     opcode: int,
     payload: bytes,
     answer: int,
@@ -81,7 +83,7 @@ async def test_no_frame_begins_while_something_is_owed(
         await peer.send(opcode, payload)
 
     async def receive(peer: RawPeer) -> None:
-        while len(received) <= begun:
+        while len(received) <= len(begun):
             received.append((await peer.receive_frame())[1])
         has_received.set()
         with contextlib.suppress(EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -109,7 +111,33 @@ async def test_no_frame_begins_while_something_is_owed(
             except trio.BrokenResourceError:
                 assert opcode == CLOSE
             await has_received.wait()
-        assert received == [BINARY] * begun + [answer]
+        assert received == [*begun, answer]
+
+
+@SIDES
+@pytest.mark.parametrize("taken", [0, 5, 1_005, 2_500])
+async def test_what_was_encoded_before_a_line_was_slow_goes_out_in_fragments(
+    taken: int, client: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background() as nursery:
+        config = StreamConfig(max_message_size=1_000)
+        stream, peer = await raw_pair(nursery, "tcp", config, client=client)
+        monkeypatch.setattr(_pace, "SLOW", 0.0)
+        monkeypatch.setattr(_transport, "next_limit", lambda limit, seconds: 300)
+        take(monkeypatch, [taken, 0], lambda: True)
+        data = bytearray(range(250)) * 30
+        await stream.send_all(data)
+        data.clear()  # No view of it is left.
+        whole = -(-taken // (1_008 if client else 1_004))
+        received, fragments = b"", []
+        while len(received) < 7_500:
+            fin, _, payload = await peer.receive_frame()
+            received += payload
+            fragments.append((len(payload), fin))
+        assert received == bytes(range(250)) * 30
+        message = [(300, False)] * 3 + [(100, True)]
+        left = 7 - whole
+        assert fragments == [(1_000, True)] * whole + message * left + [(300, False), (200, True)]
 
 
 async def test_a_peer_that_fails_in_the_middle_of_a_write_takes_no_more(

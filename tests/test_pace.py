@@ -75,6 +75,7 @@ async def test_on_a_slow_line_frames_are_short_and_messages_as_long_as_ever(
     messages = await sizes_of(2_000_000, StreamConfig(max_message_size=max_message_size), 4)
     assert [sum(sizes) for sizes in messages] == [max_message_size] * 4
     assert messages[0] == [max_message_size]  # Nobody knows yet that the line is slow.
+    assert max(messages[1]) <= LARGEST  # Also what had been encoded by then goes out in fragments.
     frames = [size for sizes in messages for size in sizes[:-1] or sizes]
     assert frames == sorted(frames, reverse=True)
     assert max(messages[3]) == SMALLEST

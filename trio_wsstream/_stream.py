@@ -82,7 +82,11 @@ GRACE_PERIOD = 0.05
 STEPS_A_TURN = 32
 """How many control frames, pieces of text, or runs of binary frames are processed in one go."""
 
-_TWO_FRAMES: Final = 4  # buffers
+_AHEAD: Final = {True: 4, False: 16}
+"""How many buffers of encoded frames a client, and a server, offers at once. What a server sends is
+not copied. To mask more would make a client's writes no faster, and would take more memory.
+"""
+
 _LONG_MESSAGE: Final = 4 * PAYLOAD_SIZE  # bytes: longer ones are not masked, or joined, at once
 _FRAME_TIMEOUT: Final = 1.0  # seconds for a frame to be finished after a Close that is no end
 _REASON_TIMEOUT: Final = 1.0  # seconds for the peer's Close to be read after a failed write
@@ -713,9 +717,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         # One long function: each call and context manager less is 1 % of what 64 KiB take.
-        # Two messages are encoded for each write; it says how many buffers of them it has written.
+        # Messages are encoded ahead. A write says how many buffers of them it has written.
         protocol, wire, writer = self._protocol, self._wire, self._writer
         limit = self.config.max_message_size
+        ahead = _AHEAD[protocol.client]
         is_bytes = type(data) is bytes
         view = data if is_bytes and len(data) <= limit else _flat(data)
         size = len(view)
@@ -739,11 +744,11 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                 try:
                     while True:
                         if is_inside or wire.limit is not None:
-                            if frames:  # from before the line was slow
-                                frames = frames[await wire.write(frames[:2], self._may_begin) :]
-                            else:
-                                start = await self._write_fragment(view, start)
-                                is_inside = protocol.unfinished is not None
+                            # What was encoded before the line was slow goes out in fragments, too.
+                            start -= len(frames) // 2 * limit
+                            frames = ()
+                            start = await self._write_fragment(view, start)
+                            is_inside = protocol.unfinished is not None
                         elif size > _LONG_MESSAGE and min(size - start, limit) > _LONG_MESSAGE:
                             # No frame waits before it: only the last message may be shorter.
                             await wire.write_rest()
@@ -753,12 +758,12 @@ class WsByteStream(trio.abc.HalfCloseableStream):
                                 await wire.write_long(*protocol.encode_long_message(message))
                             start += limit
                         else:
-                            while start < size and len(frames) < _TWO_FRAMES:
+                            while start < size and len(frames) < ahead:
                                 frames += protocol.encode_message(
                                     view[start : start + limit] if start or size > limit else view
                                 )
                                 start += limit
-                            frames = frames[await wire.write(frames, self._may_begin) :]
+                            frames = frames[await wire.write(frames, self._may_begin_whole) :]
                         writer.written_at = self._clock.current_time()
                         is_all_written = not (frames or start < size)
                         if is_all_written or not self._may_begin():
@@ -806,6 +811,10 @@ class WsByteStream(trio.abc.HalfCloseableStream):
     def _may_begin(self) -> bool:
         """Whether the next frame of a message may begin, so that nothing else is due."""
         return self._can_send() and not self._protocol.owes
+
+    def _may_begin_whole(self) -> bool:
+        """Whether it may also begin whole, and not as a fragment: the line is not slow."""
+        return self._may_begin() and self._wire.limit is None
 
     def _can_send(self) -> bool:
         return self._protocol.can_send and not self._wire.failure

@@ -41,6 +41,7 @@ _PARTS: Final = ("_delayed_outgoing", "_incoming", "_outgoing", "_ssl_object", "
 _OVERHEAD: Final = 22  # bytes: the header of a record, its content type and its authentication tag
 _MOST: Final = PAYLOAD_SIZE + MAX_HEADER  # bytes of one read, before what TLS adds
 _TWO_RECORDS: Final = 2 * TLS_RECORD
+_TWO_FRAMES: Final = 4  # buffers
 _SHORT: Final = 100  # bytes
 _MOST_ANSWERS: Final = 65536  # bytes that a peer has us answer while it reads nothing
 
@@ -192,7 +193,8 @@ class TlsWire(SocketWire):
         return b""
 
     async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
-        """Write one or two frames: see `_Wire.write`. This waits for both, and leaves no `rest`.
+        """Write a frame, or the first two: see `_Wire.write`. This waits for both, and leaves no
+        `rest`.
 
         A frame that has been encrypted must be sent (RFC 8446, 5.3). So if this is cancelled after
         that, the rest of the frames is kept, and the next call writes it first. On a slow line this
@@ -209,6 +211,7 @@ class TlsWire(SocketWire):
                 await trio.lowlevel.checkpoint_if_cancelled()
             elif may_begin and not may_begin():
                 return 0
+            buffers = buffers[:_TWO_FRAMES]
             encrypted = self._encrypt(*buffers[:2])
             if len(buffers) > 2:
                 encrypted += self._encrypt(*buffers[2:])

@@ -5,9 +5,9 @@ middle. `SocketWire` keeps what is left of the frame and writes that before anyt
 streams do not tell how many bytes they took before they were cancelled. So there the sending side
 is broken from then on (`StreamWire`). For TLS over a socket see `_tls`.
 
-*Two frames in one call.* `SocketWire` offers a socket two frames at once, which halves the number
-of calls for large writes. If the call takes nothing of the second frame, that frame goes back to
-the sender. If the call takes a part of a frame, the rest is offered together with the frames that
+*Several frames in one call.* `SocketWire` offers a socket all the frames that it is given, which
+saves calls in large writes. If the call takes nothing of a frame, that frame goes back to the
+sender. If the call takes a part of a frame, the rest is offered together with the frames that
 follow, so that one call fills the socket again. Before that, the sender is asked whether these may
 still be sent: a Pong or a Close may have come to be owed while the socket was full.
 
@@ -135,20 +135,20 @@ class _Wire(abc.ABC):
 
     @abc.abstractmethod
     async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
-        """Write a frame, or the first of two frames.
+        """Write a frame, or the first of several.
 
         If this is cancelled before anything of the frame is written, the frame is not sent.
 
         Args:
-          buffers (sequence of buffers): header and payload of the frame, and perhaps header and
-              payload of a second one. It may also be a single buffer of whole frames.
+          buffers (sequence of buffers): header and payload of the frame, and perhaps headers and
+              payloads of more. It may also be a single buffer of whole frames.
           may_begin (function or None): is asked, after a wait, whether a frame may still begin. If
               there is such a function, this may return while there is a `rest`. Then the caller
               must call `write_rest` before it lets go of the buffers.
 
         Returns:
-          int: how many of the buffers were written. It is 2 if nothing of a second frame was, and 0
-          if none may begin any more.
+          int: how many of the buffers were written, or begun. A frame of which nothing was written
+          does not count. It is 0 if none may begin any more.
 
         Raises:
           trio.BrokenResourceError: the transport broke, or this was interrupted.
@@ -303,7 +303,7 @@ class StreamWire(_Wire):
         return data
 
     async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
-        """Write a frame, or the first of two: see `_Wire.write`. There is never a `rest`."""
+        """Write a frame, or the first of several: see `_Wire.write`. There is never a `rest`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         since = trio.current_time()
         has_begun = False
@@ -409,9 +409,9 @@ class SocketWire(_Wire):
             return b""
 
     async def write(self, buffers: Sequence[Buffer], may_begin: MayBegin | None = None) -> int:
-        """Write a frame, or two: see `_Wire.write`.
+        """Write a frame, or several: see `_Wire.write`.
 
-        The second frame is written too if the socket takes a part of it together with the first. If
+        A frame is written whole if the socket takes a part of it together with those before. If
         this is cancelled in the middle of a frame, the rest of that frame is kept and written first
         by the next call.
         """
@@ -428,15 +428,19 @@ class SocketWire(_Wire):
                     await self._write_rest()
                     return 0
                 sent = self._write_behind_rest(buffers)
-            left = sum(map(len, buffers)) - sent
-            if left and left >= (of_second := sum(map(len, buffers[2:]))):
-                buffers = buffers[:2]  # The socket took nothing of a second frame.
-                left -= of_second
-            if left:
-                self.rest = unsent(buffers, sent)
-                if not may_begin:
-                    await self._write_rest()
-            return len(buffers)
+            if sent == sum(map(len, buffers)):
+                return len(buffers)
+            stop = 0
+            while sent > 0:
+                frame = buffers[stop : stop + 2]
+                stop += len(frame)
+                size = sum(map(len, frame))
+                if sent < size:
+                    self.rest = unsent(frame, sent)
+                    if not may_begin:
+                        await self._write_rest()
+                sent -= size
+            return stop
         except OSError as error:
             self.note_failure(error)
             raise trio.BrokenResourceError(self.failure) from error
