@@ -45,7 +45,7 @@ SPREAD: Final = {"instructions": 0.04, "calls": 0.02, "system calls": 0.02, "mem
 WIDE_SPREAD: Final = 0.1
 """Of `_WIDE`: tasks take turns in these, in an order that differs from run to run."""
 
-_WIDE: Final = ("64 KiB", "an idle minute", "connect, round trip, close")
+_WIDE: Final = ("64 KiB", "1 MiB", "an idle minute", "connect, round trip, close")
 
 MAX_FAULTS: Final = 50_000
 """Page faults for each GB that is carried. There are next to none, or 200,000 and more."""
@@ -153,6 +153,7 @@ async def _counts_of(name: str, server_tls: TLS, client_tls: TLS) -> Counts:
                 ("1 KiB", 1024),
                 ("16 KiB", 1 << 14),
                 ("64 KiB", 1 << 16),
+                ("1 MiB", 1 << 20),
             )
             for way, ends in (("up", (client, server)), ("down", (server, client)))
         }
