@@ -20,6 +20,7 @@ from __future__ import annotations
 import codecs
 import functools
 import os
+import struct
 from typing import Final, NamedTuple
 
 from ._errors import ProtocolViolation
@@ -101,8 +102,7 @@ def fresh_key() -> bytes:
     try:
         return _keys.pop()
     except IndexError:
-        pool = os.urandom(4096)
-        _keys.extend([pool[i : i + 4] for i in range(0, 4096, 4)])
+        _keys.extend(struct.unpack(1024 * "4s", os.urandom(4096)))
         return _keys.pop()
 
 
@@ -232,14 +232,15 @@ class Decoder:
         self, data: bytes | bytearray, header: bytes, start: int, size: int
     ) -> bytes | None:
         """Do the same for several messages of ``size`` bytes each, if all have that header."""
-        ends = range(size, len(data) + 1, size)
-        if not all(data.startswith(header, end - size) for end in ends):
-            return None
         view = memoryview(data)
-        payload: list[Buffer] = [view[end - size + start : end] for end in ends]
-        if self._mask:
-            keys = [data[end - size + start - 4 : end - size + start] for end in ends]
-            payload = list(map(apply_mask, payload, keys))
+        payload: list[Buffer] = []
+        for begin in range(0, len(data), size):
+            if not data.startswith(header, begin):
+                return None
+            piece: Buffer = view[begin + start : begin + size]
+            if self._mask:
+                piece = apply_mask(piece, data[begin + start - 4 : begin + start])
+            payload.append(piece)
         return b"".join(payload)
 
     def feed(self, data: bytes | bytearray) -> None:
