@@ -1,4 +1,4 @@
-"""How many bytes a caller's read asks the transport for: one frame, or two.
+"""How many bytes a caller's read asks the transport for: one frame, or two, and a rest.
 
 Theory of operation. A read that brings two frames at once saves a system call and a wake-up for
 each second frame, so callers ask for two as long as reads bring more than one. A peer that sends
@@ -9,7 +9,7 @@ and malloc keeps all of those apart.
 
 *Whole messages* take a shorter way to the caller than parts of them (`Decoder.decode_at_once`),
 which makes the reading of large writes faster by a fifth. After a read that ended inside a frame
-all others would, too. So the next read asks for the rest of that frame, and one frame more.
+all others would, too. So the next read asks for the rest of that frame as well.
 
 *Where a `trio.SSLStream` itself is read* (`StreamWire`), a read brings one record at the most (RFC
 8446, 5.1), but Python makes room for all that was asked for. So nobody asks for more than one.
@@ -55,15 +55,15 @@ class ReadSize:
       of_caller (int): bytes, for a caller's read.
     """
 
-    __slots__ = ("_limit", "_most", "_one_frame", "_patience", "of_caller")
+    __slots__ = ("_frames", "_limit", "_most", "_one_frame", "_patience", "of_caller")
 
     def __init__(self, *, client: bool, limit: int, of_records: bool) -> None:
         one_frame = PAYLOAD_SIZE + (MAX_HEADER - 4 if client else MAX_HEADER)
         self._one_frame = TLS_RECORD if of_records else one_frame
+        self._most = min(limit, TLS_RECORD if of_records else 3 * one_frame)
         self._limit = limit
-        self._most = min(limit, TLS_RECORD if of_records else 2 * one_frame)
         self._patience = 0
-        self.of_caller = self.of_task(unread=0)
+        self._frames = self.of_caller = self.of_task(unread=0)
 
     def of_task(self, unread: int) -> int:
         """Bytes, for a read of the stream's own task while so many bytes are unread."""
@@ -77,17 +77,18 @@ class ReadSize:
           frame_left: how many bytes of the current frame are still to come.
         """
         if frame_left > _LONG_FRAME:
-            self.of_caller = min(2 * PAYLOAD_SIZE, self._most)
+            self._frames = 2 * PAYLOAD_SIZE
         elif received > _ONE_FRAME:
-            self.of_caller = self._most
+            self._frames = 2 * self._one_frame
             self._patience = 0
-        elif self.of_caller > _ONE_FRAME:
-            self.of_caller = self.of_task(unread=0)
+        elif self._frames > _ONE_FRAME:
+            self._frames = self._one_frame
             self._patience = _PATIENCE
         elif self._patience:
             self._patience -= 1
         else:
-            self.of_caller = self._most
+            self._frames = 2 * self._one_frame
+        self.of_caller = min(self._frames, self._most)
 
     def align(self, frame_left: int) -> None:
         """Let the next read of a caller end with a frame, now that all that came is decoded.
@@ -95,5 +96,5 @@ class ReadSize:
         Args:
           frame_left: how many bytes of the current frame are still to come.
         """
-        if 0 < frame_left <= self._one_frame:
-            self.of_caller = min(frame_left + self._one_frame, self._most)
+        if frame_left <= self._one_frame:
+            self.of_caller = min(self._frames + frame_left, self._most)
