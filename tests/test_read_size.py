@@ -33,18 +33,34 @@ def test_a_read_asks_for_two_frames_as_long_as_reads_bring_more_than_one(client:
 
 @SIDES
 @pytest.mark.parametrize("left", [1, 30_000, 65_536])
-def test_after_a_read_that_ended_inside_a_frame_the_next_asks_for_its_rest_as_well(
+def test_after_a_short_read_that_ended_inside_a_frame_the_next_ends_with_a_frame(
     left: int, client: bool
 ) -> None:
     size = read_size(client=client)
+    size.adapt(one_frame(client), 0)
+    size.adapt(100_000, 0)
     size.align(left)
     assert size.of_caller == left + one_frame(client)
-    size.adapt(one_frame(client), left)
-    size.align(left)
-    assert size.of_caller == left + 2 * one_frame(client)
     size.adapt(size.of_caller, left)
     size.align(0)
     assert size.of_caller == 2 * one_frame(client)
+    size.align(left)  # after a read so short that there was nothing to learn from it
+    assert size.of_caller == left + one_frame(client)
+
+
+@SIDES
+def test_a_read_that_was_filled_and_ended_inside_a_frame_all_the_same_ends_that(
+    client: bool,
+) -> None:
+    size = read_size(client=client)
+    size.adapt(one_frame(client), 0)
+    size.align(30_000)
+    size.adapt(size.of_caller, 30_000)
+    size.align(30_000)
+    assert size.of_caller == 2 * one_frame(client)
+    size.adapt(size.of_caller - 1, 30_000)
+    size.align(30_000)
+    assert size.of_caller == 30_000 + one_frame(client)
 
 
 def test_inside_one_very_long_frame_reads_have_a_round_size() -> None:
