@@ -18,6 +18,7 @@ no line is slow here, except in ``test_pace.py``.
 from __future__ import annotations
 
 import math
+import os
 import random
 import signal
 import tempfile
@@ -107,3 +108,16 @@ def clock_that_jumps(mock_clock: trio.testing.MockClock) -> trio.testing.MockClo
     """
     mock_clock.autojump_threshold = 0.02
     return mock_clock
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For how many bytes each `os.read` has asked."""
+    read, sizes = os.read, []
+
+    def note_read(descriptor: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", note_read)
+    return sizes

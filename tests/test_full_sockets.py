@@ -7,7 +7,7 @@ import errno
 import gc
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -19,7 +19,7 @@ from trio_wsstream.testing import ws_stream_pair
 from .support.frames import BINARY, CLOSE, CONT, PING, PONG, SIDES, close_payload
 from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background
-from .support.transports import TRANSPORTS, beneath, reset
+from .support.transports import TRANSPORTS, beneath, reset, take
 
 SOCKETS = pytest.mark.parametrize("transport", ["tcp", "tls"])
 SAID = pytest.mark.parametrize(
@@ -28,27 +28,6 @@ SAID = pytest.mark.parametrize(
 
 
 # What is owed goes out before the next frame begins
-
-
-def take(monkeypatch: pytest.MonkeyPatch, counts: Sequence[int], then: Callable[[], bool]) -> None:
-    """Make sockets take so many bytes, where 0 is a full one, and then nothing until ``then()``."""
-    real, left = os.writev, list(counts)
-
-    def writev(fd: int, buffers: Sequence[bytes]) -> int:
-        if not left and not then():
-            raise BlockingIOError
-        if not left:
-            return real(fd, buffers)
-        if not left[0]:
-            del left[0]
-            raise BlockingIOError
-        taken = real(fd, [b"".join(buffers)[: left[0]]])
-        left[0] -= taken
-        if not left[0]:
-            del left[0]
-        return taken
-
-    monkeypatch.setattr(os, "writev", writev)
 
 
 @SAID

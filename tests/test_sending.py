@@ -20,6 +20,7 @@ from .support.frames import BINARY, CLOSE, PING, PONG, SIDES, close_payload
 from .support.memory import bounded_memory
 from .support.raw_peer import RawPeer, raw_pair
 from .support.tasks import background, cancel_when_all_is_blocked
+from .support.transports import take
 
 
 @pytest.mark.parametrize("transport", ["memory", "tcp", "tls", "TLS 1.2"])
@@ -346,19 +347,7 @@ def take_only(
 ) -> None:
     """Make the stream's socket take some bytes, and then nothing until ``then()`` is true."""
     size = whole * (16 if stream._protocol.client else 12) + part
-    real = os.writev
-
-    def writev(fd: int, buffers: Sequence[bytes]) -> int:
-        nonlocal size
-        if size:
-            taken = real(fd, [b"".join(buffers)[:size]])
-            size -= taken
-            return taken
-        if not then():
-            raise BlockingIOError
-        return real(fd, buffers)
-
-    monkeypatch.setattr(os, "writev", writev)
+    take(monkeypatch, [size] if size else [], then)
 
 
 @TAKEN

@@ -381,19 +381,6 @@ async def test_a_read_of_a_socket_is_a_checkpoint_and_reads_nothing_if_cancelled
         assert await wire.receive_some(1) == b"2"
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """For how many bytes each `os.read` has asked."""
-    read, sizes = os.read, []
-
-    def note_read(descriptor: int, size: int) -> bytes:
-        sizes.append(size)
-        return read(descriptor, size)
-
-    monkeypatch.setattr(os, "read", note_read)
-    return sizes
-
-
 @pytest.mark.parametrize("wire_and_peer", [patient_socket_and_peer, patient_tls_and_peer])
 async def test_after_a_read_that_found_nothing_some_reads_wait_first(
     wire_and_peer: Any, reads: list[int]

@@ -437,9 +437,9 @@ class SocketWire(_Wire):
                 size = sum(map(len, frame))
                 if sent < size:
                     self.rest = unsent(frame, sent)
-                    if not may_begin:
-                        await self._write_rest()
                 sent -= size
+            if not may_begin:
+                await self._write_rest()
             return stop
         except OSError as error:
             self.note_failure(error)

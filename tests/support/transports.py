@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
+import pytest
 import trio
 import trio.testing
 import trustme
@@ -148,3 +150,24 @@ def beneath(transport: Any) -> trio.SocketStream:
     """Return the socket stream of a transport, which may be beneath TLS."""
     stream: trio.SocketStream = getattr(transport, "transport_stream", transport)
     return stream
+
+
+def take(monkeypatch: pytest.MonkeyPatch, counts: Sequence[int], then: Callable[[], bool]) -> None:
+    """Make sockets take so many bytes, where 0 is a full one, and then nothing until ``then()``."""
+    real, left = os.writev, list(counts)
+
+    def writev(fd: int, buffers: Sequence[bytes]) -> int:
+        if not left and not then():
+            raise BlockingIOError
+        if not left:
+            return real(fd, buffers)
+        if not left[0]:
+            del left[0]
+            raise BlockingIOError
+        taken = real(fd, [b"".join(buffers)[: left[0]]])
+        left[0] -= taken
+        if not left[0]:
+            del left[0]
+        return taken
+
+    monkeypatch.setattr(os, "writev", writev)
